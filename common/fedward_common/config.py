@@ -1,0 +1,428 @@
+"""The run file: one strict, frozen description of a federation's run, the same in simulation and in production.
+
+Unknown keys fail, values are checked at once, and ``--set a.b=value`` takes the same dotted paths as the file. This
+module knows nothing of models, data or messages; what a site allows is in its own policy, never here.
+
+Example:
+    >>> config = RunConfig.from_toml('''
+    ... schema = 1
+    ... name = "wards"
+    ... [data]
+    ... train = "notes.csv"
+    ... [task]
+    ... labels = ["yes", "no"]
+    ... ''')
+    >>> config.privacy.epsilon, config.stages[0].train
+    (8.0, ('head',))
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import re
+import tomllib
+from collections.abc import Mapping, Sequence
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from fedward_common.errors import ConfigError
+from fedward_common.privacy.guarantee import Unit
+
+__all__ = [
+    "AdapterConfig",
+    "DataConfig",
+    "LocalOptimiser",
+    "Method",
+    "ModelConfig",
+    "PartitionConfig",
+    "PartitionMethod",
+    "Pooling",
+    "PrivacyConfig",
+    "RoundsConfig",
+    "RunConfig",
+    "ServerConfig",
+    "ServerOptimiser",
+    "StageConfig",
+    "TaskConfig",
+    "Weights",
+]
+
+SCHEMA = 1
+
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Rate = Annotated[float, Field(gt=0, le=1)]
+Name = Annotated[str, Field(min_length=1, max_length=200)]
+
+
+class Method(StrEnum):
+    """Which numbers of a low-rank adapter are trained."""
+
+    CORE = "core"  # only the r x r core between A and B taken from the frozen weight (LoRA-XS, Fed-SB)
+    LORA = "lora"  # A and B, or B alone with ``freeze_a``
+
+
+class Pooling(StrEnum):
+    """How token vectors become one vector a text."""
+
+    MEAN = "mean"  # mean over the real tokens
+    CLS = "cls"  # the first token's vector
+
+
+class PartitionMethod(StrEnum):
+    """How a simulator spreads one file over virtual sites."""
+
+    DIRICHLET = "dirichlet"  # label skew, one Dirichlet draw a label
+    IID = "iid"  # uniformly at random
+    NATURAL = "natural"  # one site for each value of ``data.site``
+
+
+class LocalOptimiser(StrEnum):
+    """What a site does with a privatised gradient."""
+
+    SGD = "sgd"  # the right choice for one local step: the update stays an unbiased sum
+    ADAM = "adam"  # for several local steps
+
+
+class ServerOptimiser(StrEnum):
+    """What the coordinator does with the mean update."""
+
+    SGD = "sgd"  # FedAvg
+    ADAM = "adam"  # FedAdam (Reddi et al. 2021)
+
+
+class Weights(StrEnum):
+    """How much a site counts in the mean. True counts are never used: they would be released."""
+
+    EQUAL = "equal"  # every site the same
+    NOMINAL = "nominal"  # in proportion to the public, declared number of units
+
+
+class Section(BaseModel):
+    """A frozen table of the run file that refuses unknown keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True, protected_namespaces=())
+
+
+class ModelConfig(Section):
+    """``[model]``: the frozen base. ``base`` is an alias, a local folder, or a hub id with a pinned revision."""
+
+    base: Name = "minilm"
+    revision: Annotated[str, Field(pattern=r"^[0-9a-f]{40}$")] | None = None
+    pooling: Pooling = Pooling.MEAN
+    max_tokens: Annotated[int, Field(ge=8, le=8192)] = 128
+
+
+class TaskConfig(Section):
+    """``[task]``: what is learned. Labels are part of the public task, never derived from a real site's data."""
+
+    kind: Literal["classification"] = "classification"
+    labels: Annotated[tuple[Name, ...], Field(min_length=2, max_length=10_000)]
+
+    @field_validator("labels")
+    @classmethod
+    def _distinct(cls, labels: tuple[str, ...]) -> tuple[str, ...]:
+        if len(set(labels)) != len(labels):
+            raise ValueError("labels must be distinct")
+        return labels
+
+
+class AdapterConfig(Section):
+    """``[adapter]``: which low-rank adapter is trained and where."""
+
+    method: Method = Method.CORE
+    rank: Annotated[int, Field(ge=1, le=1024)] = 16
+    alpha: Positive = 64.0
+    target_modules: Annotated[tuple[Name, ...], Field(min_length=1)] = ("query", "value")
+    freeze_a: bool = False
+
+    @model_validator(mode="after")
+    def _freezing_is_for_lora(self) -> Self:
+        if self.freeze_a and self.method is Method.CORE:
+            raise ValueError("freeze_a belongs to method 'lora'; 'core' always freezes A and B")
+        return self
+
+
+class DataConfig(Section):
+    """``[data]``: files and columns. ``train`` and ``test`` are paths or names of Hugging Face data sets."""
+
+    train: Name
+    test: Name | None = None
+    test_fraction: Annotated[float, Field(ge=0, le=0.5)] = 0.1
+    text: Annotated[tuple[Name, ...], Field(min_length=1, max_length=2)] = ("text",)
+    label: Name = "label"
+    site: Name | None = None
+    unit: Name | None = None
+
+    @field_validator("text", mode="before")
+    @classmethod
+    def _one_column_may_stand_alone(cls, value: object) -> object:
+        return (value,) if isinstance(value, str) else value
+
+
+class PartitionConfig(Section):
+    """``[partition]``: virtual sites. ``sites`` is ignored by the natural partition."""
+
+    method: PartitionMethod = PartitionMethod.DIRICHLET
+    alpha: Positive = 0.5
+    sites: Annotated[int, Field(ge=1, le=10_000)] = 10
+    minimum_units: Annotated[int, Field(ge=1)] = 20
+
+
+class PrivacyConfig(Section):
+    """``[privacy]``: the promise at each site for the whole run, metrics included."""
+
+    unit: Unit = Unit.RECORD
+    epsilon: Positive = 8.0
+    delta: Annotated[float, Field(gt=0, lt=1)] = 1e-5
+    clip_norm: Positive = 1.0
+    max_records_per_unit: Annotated[int, Field(ge=1, le=10_000)] = 1
+    validation_fraction: Annotated[float, Field(ge=0, le=0.5)] = 0.05
+    metrics_share: Rate = 1.0
+
+    @field_validator("unit", mode="before")
+    @classmethod
+    def _unit_by_name(cls, value: object) -> object:
+        return Unit(value) if isinstance(value, str) and value in tuple(Unit) else value
+
+
+class StageConfig(Section):
+    """``[[stages]]``: consecutive rounds that train the same parameter groups at the same rates.
+
+    ``evaluate_every``: a noisy evaluation at the sites in every such round of the stage (0: never).
+    ``server_learning_rate``: replaces ``server.learning_rate`` in this stage.
+    """
+
+    name: Name
+    train: Annotated[tuple[Literal["head", "adapter"], ...], Field(min_length=1)]
+    rounds: Annotated[int, Field(ge=1, le=10_000)]
+    local_steps: Annotated[int, Field(ge=1, le=1000)] = 1
+    sampling_rate: Rate = 1.0
+    noise_ratio: Positive = 1.0
+    optimiser: LocalOptimiser = LocalOptimiser.SGD
+    learning_rate: Positive = 1.0
+    server_learning_rate: Positive | None = None
+    evaluate_every: Annotated[int, Field(ge=0)] = 0
+
+    @field_validator("train")
+    @classmethod
+    def _distinct(cls, train: tuple[str, ...]) -> tuple[str, ...]:
+        if len(set(train)) != len(train):
+            raise ValueError("groups must be distinct")
+        return train
+
+
+class RoundsConfig(Section):
+    """``[rounds]``: who is asked, how many must answer, how long to wait. ``cohort = 0`` asks every site."""
+
+    cohort: Annotated[int, Field(ge=0)] = 0
+    minimum: Annotated[int, Field(ge=1)] = 1
+    deadline_s: Positive = 3600.0
+    retries: Annotated[int, Field(ge=0, le=100)] = 3
+
+
+class ServerConfig(Section):
+    """``[server]``: what the coordinator does with the mean update."""
+
+    optimiser: ServerOptimiser = ServerOptimiser.ADAM
+    learning_rate: Positive = 0.05
+    weights: Weights = Weights.NOMINAL
+    max_update_norm: Positive = 1000.0
+
+
+DEFAULT_STAGES = (
+    StageConfig(name="head", train=("head",), rounds=60, evaluate_every=20),
+    StageConfig(
+        name="adapter",
+        train=("adapter",),
+        rounds=12,
+        sampling_rate=0.1,
+        noise_ratio=0.3,
+        server_learning_rate=0.005,
+        evaluate_every=6,
+    ),
+)
+
+
+class RunConfig(Section):
+    """A whole run. The same file means the same in simulation and in production."""
+
+    schema_version: Annotated[int, Field(alias="schema")] = SCHEMA
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")] = "run"
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    output: str | None = None
+    model: ModelConfig = ModelConfig()
+    task: TaskConfig
+    adapter: AdapterConfig = AdapterConfig()
+    data: DataConfig
+    partition: PartitionConfig = PartitionConfig()
+    privacy: PrivacyConfig = PrivacyConfig()
+    stages: Annotated[tuple[StageConfig, ...], Field(min_length=1, max_length=32)] = DEFAULT_STAGES
+    rounds: RoundsConfig = RoundsConfig()
+    server: ServerConfig = ServerConfig()
+
+    @model_validator(mode="after")
+    def _parts_agree(self) -> Self:
+        if self.schema_version != SCHEMA:
+            raise ValueError(f"schema {self.schema_version} is not known; this version reads schema {SCHEMA}")
+        if len({stage.name for stage in self.stages}) != len(self.stages):
+            raise ValueError("two stages share a name")
+        if self.privacy.unit is not Unit.RECORD and self.data.unit is None:
+            raise ValueError(f"privacy.unit is '{self.privacy.unit}' but data.unit names no column")
+        if self.partition.method is PartitionMethod.NATURAL and self.data.site is None:
+            raise ValueError("partition.method is 'natural' but data.site names no column")
+        if self.evaluations and self.privacy.validation_fraction == 0:
+            raise ValueError("a stage evaluates at the sites but privacy.validation_fraction is 0")
+        return self
+
+    @property
+    def total_rounds(self) -> int:
+        """Rounds of all stages together."""
+        return sum(stage.rounds for stage in self.stages)
+
+    @property
+    def evaluations(self) -> int:
+        """Noisy evaluations at each site in the whole run."""
+        return sum(stage.rounds // stage.evaluate_every for stage in self.stages if stage.evaluate_every)
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 (hex) of the canonical JSON of all values, defaults included."""
+        text = json.dumps(self.model_dump(mode="json", by_alias=True), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    @classmethod
+    def from_toml(cls, text: str, *, overrides: Sequence[str] = (), source: str = "run file") -> Self:
+        """Parse and check a run file.
+
+        Args:
+          text: TOML.
+          overrides: ``a.b=value`` as given to ``--set``; the value is TOML, or a bare string.
+          source: the name shown in errors.
+
+        Raises:
+          ConfigError: with the dotted path of the first wrong key or value.
+        """
+        try:
+            table = tomllib.loads(text)
+        except tomllib.TOMLDecodeError as error:
+            raise ConfigError(f"{source} is not TOML: {error}", hint="see docs/run-file.md for an example") from None
+        for override in overrides:
+            _apply(table, override)
+        try:
+            return cls.model_validate(table)
+        except ValidationError as error:
+            raise _explain(error, source) from None
+
+    @classmethod
+    def load(cls, path: Path, *, overrides: Sequence[str] = ()) -> Self:
+        """Read a run file from disk; relative paths in it count from the current folder, as on a command line."""
+        try:
+            text = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            reason = error.strerror if isinstance(error, OSError) else "not UTF-8"
+            raise ConfigError(
+                f"cannot read run file {path}: {reason}", hint="`fedward-sim inspect FILE --write RUN.toml` writes one"
+            ) from None
+        return cls.from_toml(text, overrides=overrides, source=str(path))
+
+    def to_toml(self) -> str:
+        """All values, defaults included, as TOML that ``from_toml`` reads back to an equal config."""
+        return _to_toml(self.model_dump(mode="json", by_alias=True, exclude_none=True))
+
+
+def _apply(table: dict[str, Any], override: str) -> None:
+    path, equals, text = override.partition("=")
+    keys = path.strip().split(".")
+    if not equals or not all(keys):
+        raise ConfigError(
+            f"--set {override!r} is not of the form a.b=value", hint="for example --set privacy.epsilon=4"
+        )
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text
+    node: Any = table
+    for key in keys[:-1]:
+        node = _child(node, key, path)
+    if isinstance(node, list):
+        node[_index(node, keys[-1], path)] = value
+    elif isinstance(node, dict):
+        node[keys[-1]] = value
+    else:
+        raise ConfigError(f"--set {path}: {keys[-2]} is no table", hint="compare the path with docs/run-file.md")
+
+
+def _child(node: Any, key: str, path: str) -> Any:
+    if isinstance(node, list):
+        return node[_index(node, key, path)]
+    if isinstance(node, dict):
+        return node.setdefault(key, {})
+    raise ConfigError(f"--set {path}: nothing lies below {key!r}", hint="compare the path with docs/run-file.md")
+
+
+def _index(node: Sequence[Any], key: str, path: str) -> int:
+    names = [item.get("name") if isinstance(item, dict) else None for item in node]
+    if key in names:
+        return names.index(key)
+    if key.isdigit() and int(key) < len(node):
+        return int(key)
+    raise ConfigError(
+        f"--set {path}: {key!r} is neither a name nor a number of the list",
+        hint="lists of the run file take an element's name or its number, counted from 0",
+    )
+
+
+def _explain(error: ValidationError, source: str) -> ConfigError:
+    first = error.errors(include_url=False, include_context=False)[0]
+    where = ".".join(str(part) for part in first["loc"]) or "the run file"
+    known = _keys_beside(first["loc"])
+    if first["type"] == "extra_forbidden":
+        return ConfigError(f"{source}: unknown key {where}", hint=f"known keys here: {', '.join(known)}")
+    if first["type"] == "missing":
+        return ConfigError(f"{source}: {where} is missing", hint="docs/run-file.md lists every key with its default")
+    message = re.sub(r"^Value error, ", "", first["msg"])
+    shown = first["input"]
+    given = f" (given: {shown!r})" if isinstance(shown, str | int | float) else ""
+    return ConfigError(f"{source}: {where}: {message}{given}", hint="docs/run-file.md lists every key with its range")
+
+
+def _keys_beside(location: tuple[int | str, ...]) -> list[str]:
+    model: Any = RunConfig
+    for part in location[:-1]:
+        if isinstance(part, str) and part in model.model_fields:
+            annotation = model.model_fields[part].annotation
+            model = StageConfig if part == "stages" else annotation
+    return sorted(field.alias or name for name, field in model.model_fields.items())
+
+
+def _to_toml(table: Mapping[str, Any]) -> str:
+    lines = [f"{key} = {_value(value)}" for key, value in table.items() if not _is_table(value)]
+    for key, value in table.items():
+        for header, rows in _tables(key, value):
+            lines += ["", header, *(f"{name} = {_value(item)}" for name, item in rows.items())]
+    return "\n".join(lines) + "\n"
+
+
+def _is_table(value: object) -> bool:
+    return isinstance(value, dict) or (isinstance(value, list) and bool(value) and isinstance(value[0], dict))
+
+
+def _tables(key: str, value: Any) -> list[tuple[str, dict[str, Any]]]:
+    if isinstance(value, dict):
+        return [(f"[{key}]", value)]
+    return [(f"[[{key}]]", item) for item in value] if _is_table(value) else []
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, list):
+        return "[" + ", ".join(_value(item) for item in value) + "]"
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")

@@ -1,0 +1,61 @@
+"""The gate: the only module whose output leaves a site.
+
+Four things pass: tensors of the agreed spec that a ``PrivateSum`` made, metrics that a ``PrivateMetric`` made, public
+metadata (plan id, the guarantee, the declared nominal units), and codes of a closed enum. The gate takes typed values
+and signs them; it has no argument through which a count, a loss, a text or an exception could pass.
+"""
+
+from __future__ import annotations
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from fedward_common.adapter import Adapter, AdapterSpec
+from fedward_common.codec import encode_reply
+from fedward_common.errors import SpecMismatch
+from fedward_common.privacy.guarantee import Guarantee
+from fedward_common.privacy.mechanism import MetricSums
+from fedward_common.round import Code, Refusal, RoundPlan, Update
+
+__all__ = ["Gate"]
+
+NO_PLAN = "0" * 64  # the plan id of a refusal to bytes that hold no plan
+
+
+class Gate:
+    """Turns privatised results and codes into the signed bytes that leave."""
+
+    def __init__(self, *, key: Ed25519PrivateKey, nominal_units: int, max_update_bytes: int) -> None:
+        """Keep the site's signing key, its declared number of units and its limit on an update's size."""
+        self._key = key
+        self._nominal_units = nominal_units
+        self._max_bytes = max_update_bytes
+
+    def update(
+        self, plan: RoundPlan, spec: AdapterSpec, *, delta: Adapter, guarantee: Guarantee, metrics: MetricSums | None
+    ) -> bytes:
+        """Sign an update.
+
+        Guarantees:
+          - Only tensors of the plan's trained groups leave, finite ones, within the size limit.
+          - Metrics leave only when the plan asked for them.
+
+        Raises:
+          SpecMismatch, NonFiniteUpdate: the result is not what was agreed; nothing leaves.
+        """
+        if delta.spec.digest != spec.subset(plan.training.groups).digest or 4 * delta.spec.size > self._max_bytes:
+            raise SpecMismatch("the result is not of the agreed spec", hint="this is a fault of the trainer")
+        if (metrics is not None) != plan.evaluate:
+            raise SpecMismatch("metrics and plan disagree", hint="this is a fault of the trainer")
+        delta.check_finite()
+        update = Update(
+            plan_id=plan.plan_id,
+            delta=delta,
+            guarantee=guarantee,
+            nominal_units=self._nominal_units,
+            metrics=metrics,
+        )
+        return encode_reply(update, key=self._key)
+
+    def refusal(self, plan: RoundPlan | None, code: Code) -> bytes:
+        """Sign a refusal; without a plan, to bytes in which none could be read."""
+        return encode_reply(Refusal(plan_id=plan.plan_id if plan else NO_PLAN, code=code), key=self._key)

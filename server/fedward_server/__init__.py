@@ -1,0 +1,1 @@
+"""The coordinator of a federation: round loop, admission, aggregation, checkpoints. Runs without torch."""

@@ -1,0 +1,94 @@
+"""Which updates count, and why not. Whatever a site sends, the worst it can do is not to count.
+
+Every refusal of the coordinator has a typed reason; a run goes on. Nothing here trusts a site's word about its weight:
+weights are equal, or proportional to a declared number that is capped.
+"""
+
+from __future__ import annotations
+
+from dataclasses import astuple, dataclass, field
+from enum import StrEnum
+
+import numpy as np
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+
+from fedward_common.adapter import AdapterSpec
+from fedward_common.codec import decode_reply
+from fedward_common.config import Weights
+from fedward_common.errors import BadSignature, MalformedMessage, NonFiniteUpdate, SpecMismatch
+from fedward_common.round import Refusal, RoundPlan, Update
+
+__all__ = ["Admission", "Drop", "weight_of"]
+
+MAX_NOMINAL_UNITS = 100_000_000
+
+
+class Drop(StrEnum):
+    """Why an answer does not count."""
+
+    UNKNOWN_SITE = "unknown_site"  # no key is enrolled for the node
+    BAD_SIGNATURE = "bad_signature"  # not signed by that site's key
+    MALFORMED = "malformed"  # not canonical bytes
+    SPEC_MISMATCH = "spec_mismatch"  # tensors other than asked for
+    WRONG_PLAN = "wrong_plan"  # an answer to another plan
+    DUPLICATE = "duplicate"  # the site was already counted in this round
+    NOT_FINITE = "not_finite"  # NaN or infinity in tensors or metrics
+    TOO_LARGE = "too_large"  # norm or declared units beyond the limits
+    NO_ANSWER = "no_answer"  # an error from the transport, or silence until the deadline
+    LATE = "late"  # after the deadline
+
+
+@dataclass(kw_only=True)
+class Admission:
+    """The doorkeeper of one round. It remembers who was counted, nothing of what was sent."""
+
+    plan: RoundPlan
+    spec: AdapterSpec
+    max_norm: float
+    counted: set[str] = field(default_factory=set)
+
+    def admit(self, site: str, data: bytes, *, key: Ed25519PublicKey | None) -> Update | Refusal | Drop:
+        """Judge one answer.
+
+        Args:
+          site: who the transport says it is from.
+          data: the signed bytes.
+          key: the site's enrolled key, or None.
+
+        Returns:
+          An update to fold, a refusal to count, or the reason why it is dropped.
+        """
+        if key is None:
+            return Drop.UNKNOWN_SITE
+        if site in self.counted:
+            return Drop.DUPLICATE
+        try:
+            reply = decode_reply(data, public_key=key, spec=self.spec)
+        except BadSignature:
+            return Drop.BAD_SIGNATURE
+        except SpecMismatch:
+            return Drop.SPEC_MISMATCH
+        except MalformedMessage:
+            return Drop.MALFORMED
+        self.counted.add(site)
+        return reply if isinstance(reply, Refusal) else self._judge(reply)
+
+    def _judge(self, update: Update) -> Update | Drop:
+        if update.plan_id != self.plan.plan_id:
+            return Drop.WRONG_PLAN
+        try:
+            update.delta.check_finite()
+        except NonFiniteUpdate:
+            return Drop.NOT_FINITE
+        if update.metrics is not None and not np.isfinite(astuple(update.metrics)).all():
+            return Drop.NOT_FINITE
+        if (update.metrics is not None) != self.plan.evaluate:
+            return Drop.MALFORMED
+        if update.delta.l2_norm() > self.max_norm or update.nominal_units > MAX_NOMINAL_UNITS:
+            return Drop.TOO_LARGE
+        return update
+
+
+def weight_of(update: Update, weights: Weights) -> float:
+    """What an admitted update counts: one, or its declared number of units."""
+    return 1.0 if weights is Weights.EQUAL else float(update.nominal_units)

@@ -1,0 +1,108 @@
+"""Run directories: which folder may be written to, what an earlier run left in one. Light: no torch, no Flower.
+
+run.toml  bundle/  checkpoints/  rounds.jsonl  summary.json  plots/  adapter/
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fedward_common.errors import OutputError
+from fedward_server.bundle import Bundle
+from fedward_server.checkpoint import Checkpoint, Checkpoints
+
+__all__ = ["StoppedRun", "claim_folder", "lay_out", "move_aside", "read_stopped", "read_summary", "write_summary"]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class StoppedRun:
+    """What a run that was stopped left: its bundle and its last checkpoint."""
+
+    bundle: Bundle
+    checkpoint: Checkpoint
+
+
+def claim_folder(out: Path) -> None:
+    """Check that an output folder is free to use; it is not made yet.
+
+    Raises:
+      OutputError: it is a file, or holds something.
+    """
+    if out.is_dir() and not any(out.iterdir()):
+        return
+    if out.exists():
+        raise OutputError(f"output folder {out} is not empty", hint="give another --out, or `run --resume` to go on")
+
+
+def move_aside(folder: Path) -> Path | None:
+    """Rename an earlier result to the first free ``NAME.1``, ``NAME.2``, ...; None where there is nothing.
+
+    Raises:
+      OutputError: it cannot be renamed.
+    """
+    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+        return None
+    number = 1
+    while (target := folder.with_name(f"{folder.name}.{number}")).exists():
+        number += 1
+    try:
+        folder.rename(target)
+    except OSError as error:
+        raise OutputError(f"cannot move {folder} aside: {error.strerror}", hint="move it by hand") from None
+    return target
+
+
+def lay_out(out: Path, bundle: Bundle) -> None:
+    """Make a run directory with its resolved run file and bundle.
+
+    Raises:
+      OutputError: the folder cannot be written.
+    """
+    try:
+        (out / "bundle").mkdir(parents=True)
+        (out / "run.toml").write_text(bundle.config.to_toml(), encoding="utf-8")
+        bundle.save(out / "bundle")
+    except OSError as error:
+        raise OutputError(f"cannot write to {out}: {error.strerror}", hint="check the disk, or give --out") from None
+
+
+def read_stopped(out: Path) -> StoppedRun:
+    """What ``run --resume`` goes on from.
+
+    Raises:
+      OutputError: no run there, a corrupt checkpoint, or already finished.
+    """
+    if (out / "summary.json").exists():
+        raise OutputError(f"the run in {out} is finished", hint="`fedward-sim report` redraws its plots")
+    if not (out / "bundle").is_dir():
+        raise OutputError(f"there is no run in {out}", hint="give the folder that `fedward-sim run --out` wrote")
+    bundle = Bundle.load(out / "bundle")
+    return StoppedRun(bundle=bundle, checkpoint=Checkpoints(out / "checkpoints").latest(bundle.spec))
+
+
+def read_summary(out: Path) -> dict[str, Any]:
+    """The summary of a finished run.
+
+    Raises:
+      OutputError: the run is not finished, or the file is corrupt.
+    """
+    try:
+        summary: dict[str, Any] = json.loads((out / "summary.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        raise OutputError(f"there is no finished run in {out}", hint="give a folder that holds summary.json") from None
+    return summary
+
+
+def write_summary(out: Path, summary: Mapping[str, Any]) -> None:
+    """Write summary.json, whole or not at all."""
+    draft = out / ".summary.json.part"
+    try:
+        draft.write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
+        os.replace(draft, out / "summary.json")
+    except OSError as error:
+        raise OutputError(f"cannot write {out}/summary.json: {error.strerror}", hint="free disk space") from None

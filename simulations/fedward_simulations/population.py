@@ -1,0 +1,142 @@
+"""Virtual sites: each with its own data, keys, policy, ledger and gate, on one shared, resident model.
+
+A virtual site is a real :class:`~fedward_client.round.Site`. Two things differ from a hospital's: its randomness is
+seeded (a named waiver, written into every guarantee), and its declared numbers are derived from the data it was dealt.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+
+from fedward_client.data import Records, SiteData, nominal, split_validation
+from fedward_client.policy import SEEDED_RANDOMNESS, SitePolicy
+from fedward_client.release import Gate
+from fedward_client.round import Site
+from fedward_client.training import LocalTrainer, SiteInputs
+from fedward_common.codec import new_key
+from fedward_common.config import RunConfig
+from fedward_common.privacy.ledger import Budget, MemoryLedger
+from fedward_common.privacy.randomness import SeededRandom
+from fedward_simulations.prepare import Prepared
+
+__all__ = ["Population", "Watcher", "site_data"]
+
+MAX_UPDATE_BYTES = 2**31
+
+
+@dataclass(frozen=True, kw_only=True)
+class Watcher:
+    """What the simulator shows of its virtual sites: caching progress, and true reasons of refusals."""
+
+    caching: Callable[[str, int, int], None]
+    note: Callable[[str], None]
+
+
+def site_data(records: Records, *, config: RunConfig) -> SiteData:
+    """A virtual site's data: nominal units declared, validation units split off by a keyed hash."""
+    key = hashlib.sha256(f"fedward simulated unit key {config.seed}".encode()).digest()
+    fraction = config.privacy.validation_fraction
+    return SiteData(
+        records=records,
+        nominal_units=nominal(records.unit_count),
+        validation=split_validation(records.unit_ids, key=key, fraction=fraction),
+    )
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Population:
+    """All virtual sites of a run, by name."""
+
+    sites: Mapping[str, Site]
+    keys: Mapping[str, Ed25519PublicKey]
+    ledgers: Mapping[str, MemoryLedger]
+    nominal_units: Mapping[str, int]
+
+    @classmethod
+    def build(
+        cls,
+        prepared: Prepared,
+        data: Mapping[str, SiteData],
+        *,
+        operator: Ed25519PublicKey,
+        watcher: Watcher,
+        inputs: Mapping[str, SiteInputs],
+        entries: Mapping[str, list[dict[str, Any]]] | None = None,
+    ) -> Population:
+        """Set every site up.
+
+        Args:
+          prepared: bundle and shared model.
+          data: each site's data.
+          operator: the key that plans will be signed with.
+          watcher: receives progress and reasons.
+          inputs: each site's token ids and feature cache.
+          entries: ledger entries of a checkpoint, to go on from.
+        """
+        config = prepared.bundle.config
+        budget = Budget(epsilon=config.privacy.epsilon, delta=config.privacy.delta)
+        past = entries or {}
+        ledgers = {name: MemoryLedger.restore(past.get(name, []), budget=budget) for name in data}
+        keys = {name: new_key() for name in data}
+        policy = _policy(prepared)
+        sites = {}
+        for name, held in data.items():
+            randomness = SeededRandom(seed=config.seed, site=name)
+            sites[name] = Site(
+                policy=policy,
+                operator=operator,
+                ledger=ledgers[name],
+                trainer=LocalTrainer(
+                    model=prepared.model,
+                    data=held,
+                    inputs=inputs[name],
+                    randomness=randomness,
+                    progress=partial(watcher.caching, name),
+                ),
+                gate=Gate(key=keys[name], nominal_units=held.nominal_units, max_update_bytes=policy.max_update_bytes),
+                randomness=randomness,
+                report=partial(_refused, watcher, name),
+            )
+        return cls(
+            sites=sites,
+            keys={name: key.public_key() for name, key in keys.items()},
+            ledgers=ledgers,
+            nominal_units={name: held.nominal_units for name, held in data.items()},
+        )
+
+    def export_ledgers(self) -> dict[str, list[dict[str, Any]]]:
+        """Every site's ledger entries as JSON, for a checkpoint."""
+        return {name: ledger.export() for name, ledger in self.ledgers.items()}
+
+    def epsilon_by_site(self, run_id: str, *, delta: float) -> dict[str, float]:
+        """What the run cost at each site, computed from its ledger's events."""
+        return {name: ledger.spent(run_id, delta=delta) for name, ledger in self.ledgers.items()}
+
+
+def _refused(watcher: Watcher, site: str, reason: str) -> None:
+    watcher.note(f"{site} refused: {reason}")
+
+
+def _policy(prepared: Prepared) -> SitePolicy:
+    # a virtual site's admin allows exactly what the run file asks for, and waives real randomness by name
+    config = prepared.bundle.config
+    return SitePolicy(
+        unit=config.privacy.unit,
+        base_fingerprints=frozenset({prepared.base.fingerprint}),
+        target_modules=frozenset(config.adapter.target_modules),
+        max_rank=config.adapter.rank,
+        max_epsilon=config.privacy.epsilon,
+        max_delta=config.privacy.delta,
+        max_clip_norm=config.privacy.clip_norm,
+        max_steps=sum(stage.rounds * stage.local_steps for stage in config.stages),
+        max_records_per_unit=config.privacy.max_records_per_unit,
+        max_update_bytes=MAX_UPDATE_BYTES,
+        minimum_units=config.partition.minimum_units,
+        waivers=frozenset({SEEDED_RANDOMNESS}),
+    )

@@ -1,0 +1,346 @@
+"""Pictures of a run directory: accuracy and loss, epsilon and bytes, from rounds.jsonl and summary.json.
+
+It reads files and writes files, and knows nothing of models, sites or the loop; what a run never wrote is left out of
+the pictures.
+
+Example:
+    >>> load_rounds(Path("no-such-run"))
+    Traceback (most recent call last):
+        ...
+    fedward_common.errors.OutputError: no rounds.jsonl in no-such-run
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fedward_common.errors import OutputError
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+__all__ = ["draw_plots", "load_rounds"]
+
+MOST_BARS = 40  # sites; beyond, a histogram
+WIDTH, DPI = 8.0, 150
+# Okabe and Ito's colours, told apart with every common colour blindness
+BLUE, ORANGE, GREY, INK, SHADE = "#0072B2", "#D55E00", "#6B6B6B", "#222222", "#F3F4F6"
+DASHED = (0, (5, 3))
+TRAFFIC: tuple[dict[str, Any], ...] = (
+    {"color": BLUE, "linewidth": 2.2, "label": "up"},
+    {"color": ORANGE, "linewidth": 1.4, "label": "down"},
+    {"color": GREY, "linewidth": 1.4, "linestyle": DASHED, "label": "up with FedAvg LoRA fp32"},
+)
+
+
+def load_rounds(directory: Path) -> list[dict[str, Any]]:
+    """Every attempt at a round that the run wrote, in order, with whatever keys its lines have.
+
+    Guarantees:
+      - A last line that a stop cut short is left out; a broken line anywhere else is an error.
+
+    Raises:
+      OutputError: there is no rounds.jsonl, or a line is broken.
+    """
+    try:
+        lines = (directory / "rounds.jsonl").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        raise OutputError(
+            f"no rounds.jsonl in {directory}", hint="give the folder that `fedward-sim run` wrote"
+        ) from None
+    records = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            records.append(_record(line))
+        except ValueError:
+            if number < len(lines):
+                raise OutputError(
+                    f"line {number} of {directory / 'rounds.jsonl'} is broken", hint="restore the file, or run again"
+                ) from None
+    return records
+
+
+def _record(line: str) -> dict[str, Any]:
+    record = json.loads(line)
+    if not isinstance(record, dict) or "round" not in record:
+        raise ValueError("not a round")
+    return record
+
+
+def draw_plots(directory: Path) -> list[Path]:
+    """Draw what the run directory holds data for.
+
+    Args:
+      directory: of a run; ``summary.json`` and ``run.toml`` are used where they exist.
+
+    Returns:
+      The pictures written, of ``plots/accuracy.png``, ``plots/epsilon.png`` and ``plots/bytes.png``.
+
+    Raises:
+      OutputError: no rounds, a broken file, or a folder that cannot be written.
+    """
+    run = _Run.load(directory)
+    figures = {"accuracy": _accuracy(run), "epsilon": _epsilon(run), "bytes": _bytes(run)}
+    drawn = {directory / "plots" / f"{name}.png": figure for name, figure in figures.items() if figure is not None}
+    try:
+        (directory / "plots").mkdir(exist_ok=True)
+        for path, figure in drawn.items():
+            figure.savefig(path, dpi=DPI)
+    except OSError as error:
+        raise OutputError(f"cannot write plots: {error.strerror}", hint="check the disk and the folder") from None
+    return list(drawn)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Run:
+    """What the pictures show."""
+
+    attempts: list[dict[str, Any]]
+    summary: Mapping[str, Any]
+    config: Mapping[str, Any]
+
+    @classmethod
+    def load(cls, directory: Path) -> _Run:
+        attempts = load_rounds(directory)
+        if not attempts:
+            raise OutputError(f"no round has ended in {directory}", hint="go on with `fedward-sim run --resume`")
+        return cls(attempts=attempts, summary=_summary(directory), config=_config(directory))
+
+    @property
+    def name(self) -> str:
+        """As in the run file."""
+        return str(self.summary.get("name") or self.config.get("name") or "run")
+
+    @property
+    def log_classes(self) -> float | None:
+        """The unit in which sites give their loss, in nats."""
+        labels = self.config.get("task", {}).get("labels", ())
+        return math.log(len(labels)) if len(labels) > 1 else None
+
+    def points(self, source: str, key: str) -> dict[int, float]:
+        """A metric by round, where it was measured."""
+        found = {row["round"]: (row.get(source) or {}).get(key) for row in self.attempts if not row.get("abandoned")}
+        return {number: value for number, value in found.items() if value is not None and math.isfinite(value)}
+
+    def sums(self, key: str) -> dict[int, float]:
+        """A figure by round, all attempts together."""
+        total: dict[int, float] = {}
+        for row in self.attempts:
+            total[row["round"]] = total.get(row["round"], 0.0) + row.get(key, 0)
+        return total
+
+    def stages(self) -> list[tuple[str, int, int]]:
+        """Name, first and last round of each stage."""
+        grouped = itertools.groupby(self.attempts, key=lambda row: str(row.get("stage", "")))
+        spans = [(name, [row["round"] for row in rows]) for name, rows in grouped]
+        return [(name, min(numbers), max(numbers)) for name, numbers in spans]
+
+
+def _summary(directory: Path) -> Mapping[str, Any]:
+    path = directory / "summary.json"
+    if not path.exists():
+        return {}
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        raise OutputError(f"{path} cannot be read", hint="remove it to draw without it") from None
+
+
+def _config(directory: Path) -> Mapping[str, Any]:
+    # only names and numbers for labels are taken from it, so an unreadable file costs no more than those
+    try:
+        return tomllib.loads((directory / "run.toml").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+
+
+def _accuracy(run: _Run) -> Figure | None:
+    if not run.points("evaluation", "accuracy") and not run.points("sites", "accuracy"):
+        return None
+    figure, (top, bottom) = _panels(run, "Accuracy and loss by round", ratios=(3, 2))
+    majority = run.summary.get("majority_accuracy")
+    if majority is not None:
+        top.axhline(majority, color=GREY, linestyle=DASHED, linewidth=1.2, label="always the commonest label")
+    _evaluations(top, run, key="accuracy", scale=1.0)
+    _evaluations(bottom, run, key="loss", scale=run.log_classes)
+    top.yaxis.set_major_formatter(_percent)
+    top.set_ylim(bottom=0.0)
+    bottom.set_ylim(bottom=0.0)
+    top.set_ylabel("accuracy")
+    bottom.set_ylabel("loss (nats)")
+    _legend(figure, top)
+    return figure
+
+
+def _evaluations(axes: Axes, run: _Run, *, key: str, scale: float | None) -> None:
+    own, noisy = run.points("evaluation", key), run.points("sites", key)
+    if own:
+        axes.plot(
+            list(own),
+            list(own.values()),
+            color=BLUE,
+            linewidth=2,
+            label="coordinator's own data",
+            marker="o",
+            markersize=3,
+        )
+    if noisy and scale is not None:
+        heights = [value * scale for value in noisy.values()]
+        axes.plot(list(noisy), heights, color=ORANGE, linestyle="none", marker="D", markersize=6, label="sites (noisy)")
+
+
+def _epsilon(run: _Run) -> Figure | None:
+    spent = {str(site): float(value) for site, value in run.summary.get("epsilon_by_site", {}).items()}
+    spent = {site: value for site, value in spent.items() if math.isfinite(value)}
+    if not spent:
+        return None
+    many = len(spent) > MOST_BARS
+    figure = _figure(height=4.5 if many else 1.6 + 0.26 * len(spent))
+    axes = figure.add_subplot()
+    _title(axes, run, "Epsilon spent by site")
+    (_histogram if many else _bars)(axes, spent)
+    target = run.config.get("privacy", {}).get("epsilon")
+    if target is not None:
+        axes.axvline(target, color=INK, linestyle=DASHED, linewidth=1.3)
+        axes.annotate(
+            f"target {target:g} ", (target, 1), xycoords=("data", "axes fraction"), ha="right", va="bottom", fontsize=9
+        )
+    axes.set_xlabel(_guarantee(run.summary))
+    axes.set_xlim(0.0, 1.12 * max([*spent.values(), target or 0.0]) or 1.0)
+    return figure
+
+
+def _bars(axes: Axes, spent: Mapping[str, float]) -> None:
+    names = list(spent)
+    axes.barh(names, list(spent.values()), height=0.62, color=BLUE)
+    for place, value in enumerate(spent.values()):
+        axes.annotate(
+            f"{value:.2f}",
+            (value, place),
+            xytext=(-5, 0),
+            textcoords="offset points",
+            ha="right",
+            va="center",
+            fontsize=8,
+            color="white",
+        )
+    axes.set_ylim(len(names) - 0.4, -0.6)
+    axes.tick_params(axis="y", length=0)
+    axes.grid(visible=False)
+
+
+def _histogram(axes: Axes, spent: Mapping[str, float]) -> None:
+    axes.hist(list(spent.values()), bins=30, range=(0.0, max(spent.values()) or 1.0), color=BLUE, rwidth=0.92)
+    axes.set_ylabel(f"sites (of {len(spent)})")
+    axes.locator_params(axis="y", integer=True)
+
+
+def _guarantee(summary: Mapping[str, Any]) -> str:
+    delta, unit = summary.get("delta"), summary.get("unit")
+    return "epsilon" + (f" at delta {delta:g}" if delta is not None else "") + (f", per {unit}" if unit else "")
+
+
+def _bytes(run: _Run) -> Figure | None:
+    up, down, reference = run.sums("bytes_up"), run.sums("bytes_down"), _reference(run)
+    if not any([*up.values(), *down.values()]):
+        return None
+    figure, (top, bottom) = _panels(run, "Bytes sent, all sites together", ratios=(1, 1))
+    for axes, shape in ((top, dict), (bottom, _cumulative)):
+        lines = [shape(line) for line in (up, down, reference)]
+        power, unit = _scale(max(itertools.chain.from_iterable(line.values() for line in lines)))
+        for line, style in zip(lines, TRAFFIC, strict=True):
+            if line:
+                axes.plot(list(line), [value / power for value in line.values()], **style)
+        axes.set_ylim(bottom=0.0)
+        axes.set_ylabel(unit)
+    top.set_ylabel(f"{top.get_ylabel()} in the round")
+    bottom.set_ylabel(f"{bottom.get_ylabel()} since the start")
+    _legend(figure, bottom)
+    return figure
+
+
+def _reference(run: _Run) -> dict[int, float]:
+    """What plain FedAvg of the same LoRA would send up if every site asked replied."""
+    each = run.summary.get("fedavg_bytes_per_site_round")
+    return {number: each * sites for number, sites in run.sums("cohort").items()} if each else {}
+
+
+def _cumulative(values: Mapping[int, float]) -> dict[int, float]:
+    return dict(zip(values, itertools.accumulate(values.values()), strict=True))
+
+
+def _scale(most: float) -> tuple[float, str]:
+    return next(((power, unit) for power, unit in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")) if most >= power), (1.0, "B"))
+
+
+def _figure(*, height: float) -> Figure:
+    from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
+
+    return Figure(figsize=(WIDTH, height), layout=ConstrainedLayoutEngine(w_pad=0.15, h_pad=0.12), facecolor="white")
+
+
+def _legend(figure: Figure, axes: Axes) -> None:
+    # below the panels, where it cannot hide a line
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False, fontsize=9)
+
+
+def _panels(run: _Run, what: str, *, ratios: tuple[int, int]) -> tuple[Figure, tuple[Axes, Axes]]:
+    """Two panels over the same rounds, with the stages shaded and named."""
+    figure = _figure(height=6.0)
+    top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=ratios)
+    _title(top, run, what)
+    for axes in (top, bottom):
+        _plain_axes(axes)
+        _shade(axes, run)
+    _name_stages(top, run)
+    numbers = [row["round"] for row in run.attempts]
+    bottom.set_xlim(min(numbers) - 0.5, max(numbers) + 0.5)
+    bottom.locator_params(axis="x", integer=True)
+    bottom.set_xlabel("round")
+    return figure, (top, bottom)
+
+
+def _title(axes: Axes, run: _Run, what: str) -> None:
+    _plain_axes(axes)
+    axes.set_title(what, loc="left", fontsize=13, fontweight="bold", color=INK, pad=22)
+    axes.set_title(run.name, loc="right", fontsize=10, color=GREY, pad=22)
+
+
+def _plain_axes(axes: Axes) -> None:
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    axes.spines["bottom"].set_color(GREY)
+    axes.tick_params(colors=INK, labelsize=9, length=3)
+    axes.grid(axis="y", color="#DDDDDD", linewidth=0.8)
+    axes.set_axisbelow(True)
+
+
+def _shade(axes: Axes, run: _Run) -> None:
+    for _, first, last in run.stages()[1::2]:
+        axes.axvspan(first - 0.5, last + 0.5, color=SHADE, zorder=0, linewidth=0)
+
+
+def _name_stages(axes: Axes, run: _Run) -> None:
+    for name, first, last in run.stages():
+        axes.annotate(
+            name,
+            ((first + last) / 2, 1.0),
+            xycoords=("data", "axes fraction"),
+            xytext=(0, 4),
+            textcoords="offset points",
+            ha="center",
+            fontsize=9,
+            color=GREY,
+        )
+
+
+def _percent(value: float, _: object) -> str:
+    return f"{100 * value:.0f} %"

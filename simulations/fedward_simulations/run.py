@@ -1,0 +1,219 @@
+"""One simulated run, from a checked run file and read data to a finished run directory.
+
+Everything between sites and coordinator passes the same ServerApp, ClientApp, plan, policy, gate and codec that a
+deployment uses; only the Grid is in this process and the sites are virtual.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from fedward_client.app import client_app
+from fedward_client.data import SiteData
+from fedward_client.policy import SEEDED_RANDOMNESS
+from fedward_client.training import SiteInputs
+from fedward_common.codec import new_key
+from fedward_common.config import RunConfig
+from fedward_common.errors import OutputError, PrivacyError
+from fedward_common.privacy.ledger import Quote
+from fedward_server.app import server_app
+from fedward_server.bundle import Bundle, run_id_of, terms_of
+from fedward_server.checkpoint import Checkpoint, Checkpoints
+from fedward_server.export import export_adapter
+from fedward_server.loop import Coordinator, EnrolledSite
+from fedward_server.records import RoundLog
+from fedward_server.state import State
+from fedward_simulations.evaluation import TestEvaluator
+from fedward_simulations.folders import StoppedRun, lay_out, write_summary
+from fedward_simulations.grid import InProcessGrid, node_ids
+from fedward_simulations.population import Population, Watcher, site_data
+from fedward_simulations.prepare import Prepared, prepare, public_base_name
+from fedward_simulations.report import draw_plots, load_rounds
+from fedward_simulations.sources import Source
+from fedward_simulations.view import RunView
+
+__all__ = ["Workbench", "resume", "run"]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Workbench:
+    """What runs on the same data and base may share: the model, token ids, cached features."""
+
+    prepared: Prepared
+    source: Source
+    data: Mapping[str, SiteData]
+    inputs: Mapping[str, SiteInputs]
+    evaluator: TestEvaluator
+
+    @classmethod
+    def open(cls, config: RunConfig, source: Source, *, run_id: str | None = None) -> Workbench:
+        """Load the base and set the data out: whatever can fail on bad input does so here, before anything is written.
+
+        Raises:
+          ModelError: the base cannot be used.
+          PrivacyError: delta is too large for a site, or no noise meets the target.
+        """
+        data = {name: site_data(records, config=config) for name, records in source.sites.items()}
+        _check_promise(config, data)
+        prepared = prepare(config, run_id=run_id)
+        return cls(
+            prepared=prepared,
+            source=source,
+            data=data,
+            inputs={name: SiteInputs(prepared.base, held.records) for name, held in data.items()},
+            evaluator=TestEvaluator(prepared, source.test),
+        )
+
+    def with_config(self, config: RunConfig) -> Workbench:
+        """The same data and model under another run file of the same base, data, adapter and partition."""
+        bundle = replace(self.prepared.bundle, config=config, run_id=run_id_of(config, nonce=os.urandom(32)))
+        prepared = replace(self.prepared, bundle=bundle)
+        return replace(self, prepared=prepared, evaluator=self.evaluator.for_config(config))
+
+    def start(self) -> Checkpoint:
+        """Where a new run begins."""
+        bundle = self.prepared.bundle
+        extra = {"data": self.source.digest, "seconds": 0.0, "ledgers": {}}
+        return Checkpoint(run_id=bundle.run_id, state=State.initial(bundle.initial), extra=extra)
+
+
+def run(bench: Workbench, *, out: Path, view: RunView) -> dict[str, Any]:
+    """Simulate a run from round 1.
+
+    Args:
+      bench: the data and model.
+      out: an empty or missing folder.
+      view: watches.
+
+    Returns:
+      The summary, as in summary.json.
+
+    Guarantees:
+      - Same config, data and machine: a bit-identical adapter, also across a stop and ``resume``.
+
+    Raises:
+      FedwardError: a run that cannot go on; the last checkpoint stands.
+    """
+    lay_out(out, bench.prepared.bundle)
+    start = bench.start()
+    Checkpoints(out / "checkpoints").save(start.state, run_id=start.run_id, extra=start.extra)
+    return _continue(bench, start, out=out, view=view)
+
+
+def resume(bench: Workbench, stopped: StoppedRun, *, out: Path, view: RunView) -> dict[str, Any]:
+    """Go on from a stopped run's last checkpoint.
+
+    Raises:
+      OutputError: data or base model are not those of the stopped run.
+    """
+    same_base = bench.prepared.bundle.initial.digest == stopped.bundle.initial.digest
+    if not same_base or bench.source.digest != stopped.checkpoint.extra["data"]:
+        raise OutputError(f"data or base model of the run in {out} changed since it stopped", hint="start a new run")
+    RoundLog(out / "rounds.jsonl").rewind(finished=stopped.checkpoint.state.finished)
+    return _continue(bench, stopped.checkpoint, out=out, view=view)
+
+
+def _check_promise(config: RunConfig, data: Mapping[str, SiteData]) -> None:
+    # a real site answers 'unavailable' to such a plan; whoever simulates should hear why at once
+    for name, held in data.items():
+        if config.privacy.delta >= 1 / held.records.unit_count:
+            raise PrivacyError(
+                f"privacy.delta {config.privacy.delta:g} is not below 1 / units at {name}",
+                hint="a delta that large permits publishing whole units: choose a smaller one",
+            )
+    Quote.of(terms_of(config))
+
+
+def _continue(bench: Workbench, start: Checkpoint, *, out: Path, view: RunView) -> dict[str, Any]:
+    began = time.perf_counter() - float(start.extra["seconds"])
+    bundle = bench.prepared.bundle
+    operator = new_key()
+    population = Population.build(
+        bench.prepared,
+        bench.data,
+        operator=operator.public_key(),
+        watcher=Watcher(caching=view.caching, note=view.note),
+        inputs=bench.inputs,
+        entries=start.extra["ledgers"],
+    )
+    nodes = node_ids(population.sites)
+
+    def extra() -> dict[str, Any]:
+        seconds = time.perf_counter() - began
+        return {"data": bench.source.digest, "seconds": seconds, "ledgers": population.export_ledgers()}
+
+    coordinator = Coordinator(
+        bundle=bundle,
+        key=operator,
+        sites={node: EnrolledSite(name=name, key=population.keys[name]) for node, name in nodes.items()},
+        evaluator=bench.evaluator,
+        observer=view,
+        checkpoints=Checkpoints(out / "checkpoints"),
+        log=RoundLog(out / "rounds.jsonl"),
+        extra=extra,
+        spent=lambda: max(_epsilons(population, bundle).values()),
+    )
+    view.started(config=bundle.config, sites=population.nominal_units, out=out)
+    state = _drive(coordinator, population, nodes, start.state)
+    return _finish(bench, state, _epsilons(population, bundle), out=out, seconds=lambda: time.perf_counter() - began)
+
+
+def _epsilons(population: Population, bundle: Bundle) -> dict[str, float]:
+    return population.epsilon_by_site(bundle.run_id, delta=bundle.config.privacy.delta)
+
+
+def _drive(coordinator: Coordinator, population: Population, nodes: Mapping[int, str], state: State) -> State:
+    finished: list[State] = []
+    grid = InProcessGrid(client_app(population.sites.__getitem__), nodes)
+    grid.drive(server_app(coordinator, state, done=finished.append))
+    return finished[0]
+
+
+def _finish(
+    bench: Workbench, state: State, epsilons: Mapping[str, float], *, out: Path, seconds: Callable[[], float]
+) -> dict[str, Any]:
+    bundle, config = bench.prepared.bundle, bench.prepared.bundle.config
+    metrics = bench.evaluator.final(state.adapter, labels=config.task.labels)
+    rounds = load_rounds(out)
+    summary = {
+        "version": 1,
+        "name": config.name,
+        "accuracy": metrics.accuracy,
+        "macro_f1": metrics.macro_f1,
+        "majority_accuracy": metrics.majority_accuracy,
+        "epsilon": max(epsilons.values()),
+        "delta": config.privacy.delta,
+        "unit": config.privacy.unit.value,
+        "rounds": state.finished,
+        "sites": len(bench.data),
+        "bytes_up": sum(row["bytes_up"] for row in rounds),
+        "bytes_down": sum(row["bytes_down"] for row in rounds),
+        "fedavg_bytes_per_site_round": _fedavg_bytes(bundle),
+        "seconds": round(seconds(), 1),
+        "adapter_digest": state.adapter.digest,
+        "base_fingerprint": bench.prepared.base.fingerprint,
+        "seed": config.seed,
+        "run_id": bundle.run_id,
+        "waivers": [SEEDED_RANDOMNESS],
+        "epsilon_by_site": dict(epsilons),
+        "out": str(out),
+    }
+    export_adapter(out / "adapter", state.adapter, bundle=bundle, base_name=public_base_name(config), summary=summary)
+    write_summary(out, summary)
+    draw_plots(out)
+    return summary
+
+
+def _fedavg_bytes(bundle: Bundle) -> int:
+    # what plain FedAvg of A, B and head would send a site and round, in float32
+    spec = bundle.spec
+    head = sum(math.prod(spec.tensors[name]) for name in spec.groups["head"])
+    factors = sum(value.size for value in bundle.frozen.values())
+    trained = spec.size - head
+    return 4 * (head + factors + (0 if spec.method == "core" else trained))

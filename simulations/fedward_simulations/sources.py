@@ -1,0 +1,78 @@
+"""Where a simulation's records come from: the user's files, a Hugging Face name, or the built-in quickstart data."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+import numpy as np
+
+from fedward_client.data import Records, load_records
+from fedward_common.config import RunConfig
+from fedward_common.errors import DataError
+from fedward_simulations.partition import holdout, partition
+from fedward_simulations.quickstart import icd_phrases
+
+__all__ = ["BUILT_IN", "Source", "read_source"]
+
+BUILT_IN = "icd10cm"
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Source:
+    """What a run starts from: each site's records, the coordinator's test records, and a digest of all of them."""
+
+    sites: dict[str, Records]
+    test: Records
+    digest: str
+
+
+def read_source(config: RunConfig) -> Source:
+    """Read, hold out, partition.
+
+    Raises:
+      DataError: a file, column, label or record is wrong, or a site would have too few units.
+    """
+    records = _records(config, config.data.train)
+    if config.data.test is not None:
+        train, test = records, _records(config, config.data.test)
+    elif config.data.test_fraction > 0:
+        kept, aside = holdout(records, fraction=config.data.test_fraction, seed=config.seed)
+        train, test = records.select(kept), records.select(aside)
+    else:
+        raise DataError("there is no data to evaluate on", hint="set data.test, or data.test_fraction above 0")
+    parts = partition(train, config.partition, seed=config.seed)
+    return Source(
+        sites={name: train.select(indices) for name, indices in parts.items()},
+        test=test,
+        digest=_digest(records, test),
+    )
+
+
+def _records(config: RunConfig, source: str) -> Records:
+    if source.split(":")[0] != BUILT_IN:
+        return load_records(config.data, config.task.labels, source=source)
+    _, _, limit = source.partition(":")
+    if limit and not limit.isdigit():
+        raise DataError(f"data source {source!r} is not understood", hint=f"write {BUILT_IN} or {BUILT_IN}:300")
+    texts, labels = icd_phrases(int(limit) if limit else None)
+    numbers = {label: number for number, label in enumerate(config.task.labels)}
+    if not set(labels) <= set(numbers):
+        raise DataError("task.labels are not the chapters of ICD-10-CM", hint="`fedward-sim demo` writes a run file")
+    return Records(
+        texts=tuple((text,) for text in texts),
+        labels=np.array([numbers[label] for label in labels], np.int64),
+        units=np.arange(len(texts), dtype=np.int64),
+        unit_ids=tuple(str(row) for row in range(len(texts))),
+        sites=None,
+    )
+
+
+def _digest(*parts: Records) -> str:
+    digest = hashlib.sha256()
+    for records in parts:
+        digest.update(records.labels.tobytes())
+        for texts in records.texts:
+            for text in texts:
+                digest.update(hashlib.sha256(text.encode()).digest())
+    return digest.hexdigest()

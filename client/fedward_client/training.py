@@ -81,7 +81,8 @@ class UnitOptimizer(DPOptimizer):  # type: ignore[misc]
             loss_reduction="sum",
         )
         self.mechanism = mechanism
-        self.total = torch.zeros(sum(p.numel() for p in self.params), device=self.params[0].device)
+        size = sum(p.numel() for p in self.params)
+        self.total = torch.zeros(size, dtype=torch.float64, device=self.params[0].device)
         self._open: torch.Tensor | None = None
 
     def accumulate(self, batch: PhysicalBatch) -> None:
@@ -105,12 +106,12 @@ class UnitOptimizer(DPOptimizer):  # type: ignore[misc]
             units, self._open = units[:-1], units[-1].clone()
         norms = units.norm(dim=1)
         factors = torch.from_numpy(self.mechanism.clip_factors(norms.cpu().numpy())).to(units.device)
-        # a factor of zero does not silence NaN: the row itself must go
-        self.total += factors @ torch.where(factors.unsqueeze(1) > 0, units, 0.0)
+        # a factor of zero does not silence NaN: the row itself must go. float64: the noise's proof is about a real sum
+        self.total += factors.double() @ torch.where(factors.unsqueeze(1) > 0, units, 0.0).double()
 
     def release(self, stream: Stream) -> None:
         """Noise, divide, and hand the gradient to the wrapped optimiser; then take its step."""
-        noisy = torch.from_numpy(self.mechanism.release(self.total.cpu().numpy().astype(np.float64), stream))
+        noisy = torch.from_numpy(self.mechanism.release(self.total.cpu().numpy(), stream))
         start = 0
         for parameter in self.params:
             part = noisy[start : start + parameter.numel()]

@@ -69,7 +69,7 @@ class AdapterSpec:
             "base_fingerprint": self.base_fingerprint,
             "method": self.method,
             "rank": self.rank,
-            "alpha": self.alpha,
+            "alpha": float(self.alpha),  # 2 and 2.0 are one number, also after a trip over the wire
             "target_modules": list(self.target_modules),
             "groups": {group: sorted(names) for group, names in self.groups.items()},
             "tensors": {name: list(shape) for name, shape in self.tensors.items()},
@@ -215,10 +215,10 @@ class Adapter:
         return cls(spec=spec, vector=np.frombuffer(data, "<f4").astype(np.float32))
 
     def save(self, path: Path) -> None:
-        """Write the tensors as safetensors."""
-        from safetensors.numpy import save_file
+        """Write the tensors as safetensors; a full disk is an ``OSError``."""
+        from safetensors.numpy import save
 
-        save_file({name: np.ascontiguousarray(value) for name, value in self.tensors.items()}, path)
+        path.write_bytes(save({name: np.ascontiguousarray(value) for name, value in self.tensors.items()}))
 
     @classmethod
     def load(cls, spec: AdapterSpec, path: Path) -> Adapter:

@@ -28,7 +28,17 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    StrictBool,
+    StrictFloat,
+    StrictInt,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from fedward_common.errors import ConfigError
 from fedward_common.privacy.guarantee import Unit
@@ -54,8 +64,9 @@ __all__ = [
 
 SCHEMA = 1
 
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-Rate = Annotated[float, Field(gt=0, le=1)]
+# strict: TOML has types, so true is no number and "8" is none either (an integer may stand for a float)
+Positive = Annotated[StrictFloat, Field(gt=0, allow_inf_nan=False)]
+Rate = Annotated[StrictFloat, Field(gt=0, le=1)]
 Name = Annotated[str, Field(min_length=1, max_length=200)]
 
 
@@ -114,7 +125,7 @@ class ModelConfig(Section):
     base: Name = "minilm"
     revision: Annotated[str, Field(pattern=r"^[0-9a-f]{40}$")] | None = None
     pooling: Pooling = Pooling.MEAN
-    max_tokens: Annotated[int, Field(ge=8, le=8192)] = 128
+    max_tokens: Annotated[StrictInt, Field(ge=8, le=8192)] = 128
 
 
 class TaskConfig(Section):
@@ -135,10 +146,10 @@ class AdapterConfig(Section):
     """``[adapter]``: which low-rank adapter is trained and where."""
 
     method: Method = Method.CORE
-    rank: Annotated[int, Field(ge=1, le=1024)] = 16
+    rank: Annotated[StrictInt, Field(ge=1, le=1024)] = 16
     alpha: Positive = 64.0
     target_modules: Annotated[tuple[Name, ...], Field(min_length=1)] = ("query", "value")
-    freeze_a: bool = False
+    freeze_a: StrictBool = False
 
     @model_validator(mode="after")
     def _freezing_is_for_lora(self) -> Self:
@@ -152,7 +163,7 @@ class DataConfig(Section):
 
     train: Name
     test: Name | None = None
-    test_fraction: Annotated[float, Field(ge=0, le=0.5)] = 0.1
+    test_fraction: Annotated[StrictFloat, Field(ge=0, le=0.5)] = 0.1
     text: Annotated[tuple[Name, ...], Field(min_length=1, max_length=2)] = ("text",)
     label: Name = "label"
     site: Name | None = None
@@ -169,8 +180,8 @@ class PartitionConfig(Section):
 
     method: PartitionMethod = PartitionMethod.DIRICHLET
     alpha: Positive = 0.5
-    sites: Annotated[int, Field(ge=1, le=10_000)] = 10
-    minimum_units: Annotated[int, Field(ge=1)] = 20
+    sites: Annotated[StrictInt, Field(ge=1, le=10_000)] = 10
+    minimum_units: Annotated[StrictInt, Field(ge=1)] = 20
 
 
 class PrivacyConfig(Section):
@@ -178,10 +189,10 @@ class PrivacyConfig(Section):
 
     unit: Unit = Unit.RECORD
     epsilon: Positive = 8.0
-    delta: Annotated[float, Field(gt=0, lt=1)] = 1e-5
+    delta: Annotated[StrictFloat, Field(gt=0, lt=1)] = 1e-5
     clip_norm: Positive = 1.0
-    max_records_per_unit: Annotated[int, Field(ge=1, le=10_000)] = 1
-    validation_fraction: Annotated[float, Field(ge=0, le=0.5)] = 0.05
+    max_records_per_unit: Annotated[StrictInt, Field(ge=1, le=10_000)] = 1
+    validation_fraction: Annotated[StrictFloat, Field(ge=0, le=0.5)] = 0.05
     metrics_share: Rate = 1.0
 
     @field_validator("unit", mode="before")
@@ -199,14 +210,14 @@ class StageConfig(Section):
 
     name: Name
     train: Annotated[tuple[Literal["head", "adapter"], ...], Field(min_length=1)]
-    rounds: Annotated[int, Field(ge=1, le=10_000)]
-    local_steps: Annotated[int, Field(ge=1, le=1000)] = 1
+    rounds: Annotated[StrictInt, Field(ge=1, le=10_000)]
+    local_steps: Annotated[StrictInt, Field(ge=1, le=1000)] = 1
     sampling_rate: Rate = 1.0
     noise_ratio: Positive = 1.0
     optimiser: LocalOptimiser = LocalOptimiser.SGD
     learning_rate: Positive = 1.0
     server_learning_rate: Positive | None = None
-    evaluate_every: Annotated[int, Field(ge=0)] = 0
+    evaluate_every: Annotated[StrictInt, Field(ge=0)] = 0
 
     @field_validator("train")
     @classmethod
@@ -219,10 +230,10 @@ class StageConfig(Section):
 class RoundsConfig(Section):
     """``[rounds]``: who is asked, how many must answer, how long to wait. ``cohort = 0`` asks every site."""
 
-    cohort: Annotated[int, Field(ge=0)] = 0
-    minimum: Annotated[int, Field(ge=1)] = 1
+    cohort: Annotated[StrictInt, Field(ge=0)] = 0
+    minimum: Annotated[StrictInt, Field(ge=1)] = 1
     deadline_s: Positive = 3600.0
-    retries: Annotated[int, Field(ge=0, le=100)] = 3
+    retries: Annotated[StrictInt, Field(ge=0, le=100)] = 3
 
 
 class ServerConfig(Section):
@@ -251,9 +262,9 @@ DEFAULT_STAGES = (
 class RunConfig(Section):
     """A whole run. The same file means the same in simulation and in production."""
 
-    schema_version: Annotated[int, Field(alias="schema")] = SCHEMA
+    schema_version: Annotated[StrictInt, Field(alias="schema")] = SCHEMA
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")] = "run"
-    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    seed: Annotated[StrictInt, Field(ge=0, lt=2**63)] = 0
     output: str | None = None
     model: ModelConfig = ModelConfig()
     task: TaskConfig
@@ -275,6 +286,8 @@ class RunConfig(Section):
             raise ValueError(f"privacy.unit is '{self.privacy.unit}' but data.unit names no column")
         if self.partition.method is PartitionMethod.NATURAL and self.data.site is None:
             raise ValueError("partition.method is 'natural' but data.site names no column")
+        if 0 < self.rounds.cohort < self.rounds.minimum:
+            raise ValueError("rounds.minimum exceeds rounds.cohort, so that no round could ever finish")
         if self.evaluations and self.privacy.validation_fraction == 0:
             raise ValueError("a stage evaluates at the sites but privacy.validation_fraction is 0")
         return self
@@ -309,7 +322,7 @@ class RunConfig(Section):
         """
         try:
             table = tomllib.loads(text)
-        except tomllib.TOMLDecodeError as error:
+        except ValueError as error:  # TOMLDecodeError, or an integer of thousands of digits
             raise ConfigError(f"{source} is not TOML: {error}", hint="see docs/run-file.md for an example") from None
         for override in overrides:
             _apply(table, override)
@@ -344,8 +357,10 @@ def _apply(table: dict[str, Any], override: str) -> None:
         )
     try:
         value = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+    except ValueError:
         value = text
+    if keys[0] == "stages" and len(keys) > 1 and "stages" not in table:
+        table["stages"] = [stage.model_dump(mode="json", exclude_none=True) for stage in DEFAULT_STAGES]
     node: Any = table
     for key in keys[:-1]:
         node = _child(node, key, path)
@@ -369,7 +384,7 @@ def _index(node: Sequence[Any], key: str, path: str) -> int:
     names = [item.get("name") if isinstance(item, dict) else None for item in node]
     if key in names:
         return names.index(key)
-    if key.isdigit() and int(key) < len(node):
+    if key.isdecimal() and int(key) < len(node):
         return int(key)
     raise ConfigError(
         f"--set {path}: {key!r} is neither a name nor a number of the list",
@@ -380,9 +395,9 @@ def _index(node: Sequence[Any], key: str, path: str) -> int:
 def _explain(error: ValidationError, source: str) -> ConfigError:
     first = error.errors(include_url=False, include_context=False)[0]
     where = ".".join(str(part) for part in first["loc"]) or "the run file"
-    known = _keys_beside(first["loc"])
     if first["type"] == "extra_forbidden":
-        return ConfigError(f"{source}: unknown key {where}", hint=f"known keys here: {', '.join(known)}")
+        known = ", ".join(_keys_beside(first["loc"]))
+        return ConfigError(f"{source}: unknown key {where}", hint=f"known keys here: {known}")
     if first["type"] == "missing":
         return ConfigError(f"{source}: {where} is missing", hint="docs/run-file.md lists every key with its default")
     message = re.sub(r"^Value error, ", "", first["msg"])

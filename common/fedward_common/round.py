@@ -103,6 +103,9 @@ class RoundPlan:
         A site that has served a plan id sends the stored bytes again, so a retry can never buy a second look at data.
         """
         content = asdict(self)
+        # as after a trip over the wire: an integer that stands for a float must not change the id
+        content["terms"] = self.terms.to_json()
+        content["training"]["learning_rate"] = float(self.training.learning_rate)
         del content["expires_at"], content["previous_heads"]
         return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 

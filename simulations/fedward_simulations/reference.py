@@ -194,7 +194,7 @@ def losses_of(
     if features is None:
         found = pooled(twin, [site.tokens[int(i)] for i in records])
     else:
-        found = features[torch.from_numpy(records)]
+        found = features[torch.tensor(records)]
     logits = found @ twin.trained["head.weight"].T + twin.trained["head.bias"]
     return functional.cross_entropy(logits, torch.from_numpy(site.labels[records]), reduction="none")
 

@@ -7,13 +7,47 @@ Example:
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from fedward_common.config import ModelConfig
 
-WORDS = (
-    "chest pain fever cough fracture of the left right arm leg heart lung skin acute chronic with without and in "
-    "infection injury burn wound normal pregnancy asthma diabetes type one two viral bacterial disease disorder"
-).split()
+WORDS = [
+    "chest",
+    "pain",
+    "fever",
+    "cough",
+    "fracture",
+    "of",
+    "the",
+    "left",
+    "right",
+    "arm",
+    "leg",
+    "heart",
+    "lung",
+    "skin",
+    "acute",
+    "chronic",
+    "with",
+    "without",
+    "and",
+    "in",
+    "infection",
+    "injury",
+    "burn",
+    "wound",
+    "normal",
+    "pregnancy",
+    "asthma",
+    "diabetes",
+    "type",
+    "one",
+    "two",
+    "viral",
+    "bacterial",
+    "disease",
+    "disorder",
+]
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 VOCABULARY = (*SPECIAL, *WORDS, *"abcdefghijklmnopqrstuvwxyz")  # padded to 100 below
 
@@ -58,7 +92,7 @@ def _save(folder: Path, seed: int) -> None:
     _tokenizer(folder / "vocab.txt").save_pretrained(str(folder))
 
 
-def _tokenizer(vocabulary: Path) -> "object":
+def _tokenizer(vocabulary: Path) -> Any:
     import transformers
 
     return transformers.BertTokenizerFast(vocab=str(vocabulary))

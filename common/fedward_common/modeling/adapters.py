@@ -91,7 +91,7 @@ class AdaptedModel(nn.Module):
         if self.pooling is Pooling.CLS:
             return hidden[:, 0]
         weights = mask.unsqueeze(-1).to(hidden.dtype)
-        return (hidden * weights).sum(1) / weights.sum(1)
+        return (hidden * weights).sum(1) / weights.sum(1).clamp(min=1)  # a text may have no token at all
 
     def forward(self, input_ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         """Logits: ``(n, tokens)`` to ``(n, classes)``."""

@@ -33,6 +33,12 @@ _TOKENIZER_FILES = (
     "tokenizer.model",
     "sentencepiece.bpe.model",
 )
+_VOCABULARIES = set(_TOKENIZER_FILES) - {
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "merges.txt",
+}
 _UNSAFE_WEIGHTS = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.h5", "*.msgpack", "*.pkl")
 
 
@@ -93,11 +99,10 @@ def fingerprint(folder: Path, *, pooling: Pooling) -> str:
     """SHA-256 (hex) over weights, config, tokenizer files and pooling: what a base model is.
 
     Raises:
-      ModelError: no safetensors or no config in the folder.
+      ModelError: no safetensors, tokenizer or config in the folder.
     """
     _check_config(folder)
-    files = [*_weights(folder), folder / "config.json"]
-    files += [folder / name for name in _TOKENIZER_FILES if (folder / name).is_file()]
+    files = [*_weights(folder), folder / "config.json", *_tokenizer_files(folder)]
     digest = hashlib.sha256(f"pooling={pooling}\n".encode())
     for file in sorted(files, key=lambda path: path.name):
         digest.update(f"{file.name} {_sha256(file)}\n".encode())
@@ -137,12 +142,18 @@ def _load(folder: Path, name: str) -> tuple[Any, Any]:
     keep_out = {"trust_remote_code": False, "local_files_only": True}
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(str(folder), **keep_out)
-        encoder = transformers.AutoModel.from_pretrained(str(folder), use_safetensors=True, dtype="float32", **keep_out)
+        encoder, report = transformers.AutoModel.from_pretrained(
+            str(folder), use_safetensors=True, dtype="float32", output_loading_info=True, **keep_out
+        )
     except Exception as error:  # transformers raises many types for a broken folder
         raise ModelError(
             f"base model {name} does not load ({type(error).__name__})",
             hint="the folder must hold config.json, tokenizer files and safetensors of an encoder",
         ) from error
+    # the pooler is not used; whatever else is missing, transformers would fill with random numbers
+    missing = sorted(name for name in report["missing_keys"] if not name.startswith("pooler."))
+    if missing:
+        raise ModelError(f"base model {name} lacks weights of its encoder: {missing[0]}", hint="save the model again")
     return encoder, tokenizer
 
 
@@ -154,8 +165,9 @@ def _without_dropout(encoder: nn.Module) -> None:
     for module in encoder.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
-        if isinstance(getattr(module, "dropout_prob", None), float):
-            module.dropout_prob = 0.0  # type: ignore[assignment]
+        for name, value in list(vars(module).items()):
+            if "drop" in name and isinstance(value, float):  # attention_dropout, drop_prob, ...
+                setattr(module, name, 0.0)
 
 
 def _packaged(name: str, alias: Alias) -> Path:
@@ -196,15 +208,24 @@ def _weights(folder: Path) -> list[Path]:
     return weights
 
 
+def _tokenizer_files(folder: Path) -> list[Path]:
+    found = [folder / name for name in _TOKENIZER_FILES if (folder / name).is_file()]
+    if not {path.name for path in found} & _VOCABULARIES:  # transformers would make up an empty vocabulary
+        raise ModelError(f"{folder} holds no tokenizer", hint="save the model's tokenizer into the same folder")
+    return found + sorted(folder.glob("*.safetensors.index.json"))
+
+
 def _check_config(folder: Path) -> None:
     try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        config = dict(json.loads((folder / "config.json").read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
         raise ModelError(
             f"{folder} holds no readable config.json", hint="give a folder saved by transformers"
         ) from None
     if "auto_map" in config:
         raise ModelError(f"{folder} asks for code of its own (auto_map)", hint="fedward runs no code of a model folder")
+    if (folder / "adapter_config.json").exists():  # transformers would follow it to another base model
+        raise ModelError(f"{folder} holds a PEFT adapter", hint="give the folder of the base model itself")
 
 
 def _sha256(path: Path) -> str:

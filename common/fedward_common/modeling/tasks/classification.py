@@ -51,7 +51,7 @@ class TokenisedTexts:
     def batch(self, index: NDArray[np.int64], *, device: torch.device) -> Batch:
         """Pad the chosen records to their longest, at least one token."""
         chosen = [self.tokens[i] for i in index]
-        width = max((len(t) for t in chosen), default=1)
+        width = max((len(t) for t in chosen if len(t)), default=1)
         ids = np.full((len(chosen), width), self.pad_id, np.int64)
         mask = np.zeros_like(ids)
         for row, tokens in enumerate(chosen):

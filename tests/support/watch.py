@@ -1,0 +1,62 @@
+"""A view that keeps what it is told, and can stop a run where a test wants it.
+
+Example:
+    view = Recorder(stop_after=2)   # raises KeyboardInterrupt, as Ctrl-C would, after the second finished round
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from fedward_common.config import RunConfig
+from fedward_common.round import RoundRecord
+
+
+@dataclass
+class Recorder:
+    """Implements ``RunView``; ``outcomes`` holds (site, outcome) in the order in which answers were judged."""
+
+    stop_after: int | None = None
+    stop_at_answer: int | None = None
+    records: list[RoundRecord] = field(default_factory=list)
+    outcomes: list[tuple[str, str]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    sites: dict[str, int] = field(default_factory=dict)
+    cached: list[str] = field(default_factory=list)
+
+    def __enter__(self) -> Recorder:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        return None
+
+    def preparing(self, what: str) -> None:
+        return None
+
+    def started(self, *, config: RunConfig, sites: Mapping[str, int], out: Path) -> None:
+        self.sites = dict(sites)
+
+    def caching(self, site: str, done: int, total: int) -> None:
+        self.cached.append(site)
+
+    def round_started(self, *, round: int, stage: str, attempt: int, cohort: int) -> None:
+        return None
+
+    def answered(self, site: str, outcome: str) -> None:
+        self.outcomes.append((site, outcome))
+        if self.stop_at_answer is not None and len(self.outcomes) == self.stop_at_answer:
+            raise KeyboardInterrupt
+
+    def round_finished(self, record: RoundRecord) -> None:
+        self.records.append(record)
+        if self.stop_after is not None and len(self.records) == self.stop_after:
+            raise KeyboardInterrupt
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+
+    def finished(self, summary: Mapping[str, Any]) -> None:
+        return None

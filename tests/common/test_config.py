@@ -46,7 +46,6 @@ def refused(text: str, *overrides: str) -> ConfigError:
         (HEAD + "colour = 1\n" + TABLES, "colour", "adapter, data, model, name"),
         (HEAD + TABLES + "[privacy]\nsigma = 1.0\n", "privacy.sigma", "clip_norm, delta, epsilon"),
         (HEAD + TABLES + STAGE + "sigma = 1.0\n", "stages.0.sigma", "evaluate_every, learning_rate, local_steps"),
-        (HEAD + TABLES + "schema_version = 1\n", "task.schema_version", "kind, labels"),
     ],
 )
 def test_an_unknown_key_is_named_and_the_hint_lists_the_known_ones(text: str, path: str, known: str) -> None:

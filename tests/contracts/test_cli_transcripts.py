@@ -1,0 +1,110 @@
+"""Every error text that a person can meet, word for word. The transcript is ``cli_errors.txt`` beside this file.
+
+A block is a command line, what it prints on stderr, and its exit code; blocks are separated by blank lines. The files
+that the commands name are made by ``workplace`` below. Running this file as a script prints the transcript anew.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import shlex
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from fedward_simulations.cli import main
+from support.tiny import tiny_base
+
+TRANSCRIPT = Path(__file__).with_name("cli_errors.txt")
+GOOD = """schema = 1
+name = "wards"
+[model]
+base = "base"
+[task]
+labels = ["lung", "skin"]
+[adapter]
+rank = 2
+[data]
+train = "good.csv"
+[partition]
+sites = 2
+minimum_units = 5
+[privacy]
+delta = 0.001
+[[stages]]
+name = "head"
+train = ["head"]
+rounds = 2
+"""
+
+
+def blocks() -> list[tuple[str, str]]:
+    parts = TRANSCRIPT.read_text(encoding="utf-8").strip().split("\n\n")
+    return [(part.split("\n", 1)[0].removeprefix("$ fedward-sim "), part.split("\n", 1)[1]) for part in parts]
+
+
+def lay_out(folder: Path) -> None:
+    """The files that the transcript's commands name."""
+    tiny_base(folder / "base")
+    rows = [f"{'cough' if n % 2 else 'burn'} number {n},{'lung' if n % 2 else 'skin'}" for n in range(60)]
+    table = "\n".join(["text,label", *rows])
+    (folder / "good.csv").write_text(table + "\n")
+    (folder / "empty_text.csv").write_text(table.replace("cough number 7", "  ") + "\n")
+    (folder / "other_label.csv").write_text(table.replace("number 9,lung", "number 9,brain") + "\n")
+    (folder / "ragged.csv").write_text(table + "\na,b,c\n")
+    (folder / "nothing.csv").write_text("")
+    (folder / "data.xlsx").write_bytes(b"PK")
+    (folder / "torn.jsonl").write_text('{"text": "a", "label": "lung"}\n{"text": "b", "la')
+    (folder / "cut.csv.gz").write_bytes(gzip.compress(table.encode())[:-20])
+    (folder / "good.toml").write_text(GOOD)
+    (folder / "broken.toml").write_text("schema = = 1")
+    (folder / "typo.toml").write_text(GOOD.replace("delta =", "dleta ="))
+    (folder / "no_labels.toml").write_text(GOOD.replace('labels = ["lung", "skin"]', ""))
+    (folder / "full").mkdir()
+    (folder / "full" / "thesis.txt").write_text("precious")
+    (folder / "pickled").mkdir()
+    (folder / "pickled" / "pytorch_model.bin").write_bytes(b"\x80")
+    (folder / "pickled" / "config.json").write_text("{}")
+    (folder / "remote").mkdir()
+    (folder / "remote" / "config.json").write_text(json.dumps({"auto_map": {"AutoModel": "evil.py"}}))
+    (folder / "remote" / "model.safetensors").write_bytes(b"")
+    (folder / "blank.txt").write_text("")
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("workplace")
+    lay_out(folder)
+    return folder
+
+
+@pytest.fixture
+def here(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    monkeypatch.chdir(workplace)
+    before = {path for path in workplace.rglob("*")}
+    yield workplace
+    assert {path for path in workplace.rglob("*")} == before, "an error left something behind"
+
+
+@pytest.mark.parametrize(("command", "expected"), blocks(), ids=lambda value: str(value)[:60])
+@pytest.mark.filterwarnings("ignore")
+def test_transcript(
+    command: str, expected: str, here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["fedward-sim", *shlex.split(command)])
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    printed = capsys.readouterr()
+    assert f"{printed.err}exit {stopped.value.code}" == expected
+    assert "Traceback" not in printed.err + printed.out
+
+
+def test_every_error_is_two_lines_and_exit_code_2() -> None:
+    for command, text in blocks():
+        error, hint, code = text.split("\n")
+        assert error.startswith("fedward: error: "), command
+        assert hint.startswith("hint: "), command
+        assert code == "exit 2", command

@@ -1,0 +1,119 @@
+from __future__ import annotations
+
+import errno
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fedward_common.errors import OutputError
+from fedward_common.round import RoundRecord
+from fedward_server.records import RoundLog
+
+
+def record(round: int, **changes: Any) -> RoundRecord:
+    """A record of one attempt."""
+    fields: dict[str, Any] = {
+        "round": round,
+        "stage": "hé\u2028ad",
+        "attempt": 1,
+        "cohort": 3,
+        "replied": 2,
+        "refused": {"expired": 1},
+        "dropped": {},
+        "bytes_down": 10,
+        "bytes_up": 20,
+        "seconds": 0.5,
+        "update_norm": 1.25,
+        "adapter_digest": "ab" * 32,
+        "evaluation": {"accuracy": 0.5},
+    }
+    return RoundRecord(**{**fields, **changes})
+
+
+def log_of(path: Path, *rounds: int) -> RoundLog:
+    """A diary of these rounds."""
+    log = RoundLog(path)
+    for number in rounds:
+        log.append(record(number))
+    return log
+
+
+def rounds_in(path: Path) -> list[int]:
+    return [json.loads(line)["round"] for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def test_one_line_for_every_attempt(tmp_path: Path) -> None:
+    path = tmp_path / "rounds.jsonl"
+    log = log_of(path, 1)
+    log.append(record(1, attempt=2, abandoned=True))
+    first, second = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    assert RoundRecord(**first) == record(1)
+    assert (second["attempt"], second["abandoned"], second["refused"]) == (2, True, {"expired": 1})
+
+
+def test_rewind_forgets_rounds_that_will_be_done_again(tmp_path: Path) -> None:
+    path = tmp_path / "rounds.jsonl"
+    log = log_of(path, 1, 2, 2, 3, 4)
+    log.rewind(finished=2)
+    assert rounds_in(path) == [1, 2, 2]
+    log.append(record(3))
+    assert rounds_in(path) == [1, 2, 2, 3]
+    log.rewind(finished=0)
+    assert rounds_in(path) == []
+
+
+@pytest.mark.parametrize("torn", ['{"round": 1, "sta', "{", '{"stage": "x"}', "7", "null", "\x00\x00\x00"])
+def test_rewind_drops_a_torn_last_line(torn: str, tmp_path: Path) -> None:
+    path = tmp_path / "rounds.jsonl"
+    log = log_of(path, 1, 2)
+    with path.open("a", encoding="utf-8") as file:
+        file.write(torn)
+    log.rewind(finished=2)
+    log.append(record(3))
+    assert rounds_in(path) == [1, 2, 3]
+
+
+def test_rewind_survives_bytes_that_are_no_text(tmp_path: Path) -> None:
+    path = tmp_path / "rounds.jsonl"
+    log = log_of(path, 1)
+    with path.open("ab") as file:
+        file.write(b'{"round": 1, "stage": "\xff\xfe')
+    log.rewind(finished=1)
+    assert rounds_in(path) == [1]
+
+
+def test_a_complete_last_line_without_its_newline_is_kept(tmp_path: Path) -> None:
+    path = tmp_path / "rounds.jsonl"
+    log = log_of(path, 1, 2)
+    path.write_text(path.read_text(encoding="utf-8").rstrip("\n"), encoding="utf-8")
+    log.rewind(finished=2)
+    log.append(record(3))
+    assert rounds_in(path) == [1, 2, 3]
+
+
+def test_rewind_of_no_diary_makes_none(tmp_path: Path) -> None:
+    path = tmp_path / "rounds.jsonl"
+    RoundLog(path).rewind(finished=3)
+    assert not path.exists()
+
+
+def test_a_diary_that_cannot_be_written_is_an_error_with_a_hint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "rounds.jsonl"
+    log = log_of(path, 1, 2)
+    before = path.read_bytes()
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    for call in ("open", "write_text"):
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, call, full)
+            with pytest.raises(OutputError, match="No space left") as caught:
+                log.append(record(3)) if call == "open" else log.rewind(finished=1)
+            assert caught.value.hint
+        assert path.read_bytes() == before

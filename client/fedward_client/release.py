@@ -14,11 +14,9 @@ from fedward_common.codec import encode_reply
 from fedward_common.errors import SpecMismatch
 from fedward_common.privacy.guarantee import Guarantee
 from fedward_common.privacy.mechanism import MetricSums
-from fedward_common.round import Code, Refusal, RoundPlan, Update
+from fedward_common.round import NO_PLAN, Code, Refusal, RoundPlan, Update
 
 __all__ = ["Gate"]
-
-NO_PLAN = "0" * 64  # the plan id of a refusal to bytes that hold no plan
 
 
 class Gate:

@@ -90,13 +90,11 @@ class UnitOptimizer(DPOptimizer):  # type: ignore[misc]
         rows = torch.cat([p.grad_sample.flatten(1).float() for p in self.params], dim=1)
         self.zero_grad(set_to_none=True)
         numbers, where = np.unique(batch.units, return_inverse=True)
-        shares = torch.from_numpy(batch.shares).to(rows.device).unsqueeze(1)
-        if len(numbers) == len(batch.units):
-            units = rows * shares
-        else:
+        if not np.all(batch.shares == 1):  # else every unit is one record, and the rows are the units
+            shares = torch.from_numpy(batch.shares).to(rows.device).unsqueeze(1)
             index = torch.from_numpy(where).to(rows.device)
-            units = torch.zeros(len(numbers), rows.shape[1], device=rows.device).index_add_(0, index, rows * shares)
-        self._add_units(units, goes_on=batch.open_unit == int(numbers[-1]))
+            rows = torch.zeros(len(numbers), rows.shape[1], device=rows.device).index_add_(0, index, rows * shares)
+        self._add_units(rows, goes_on=batch.open_unit == int(numbers[-1]))
 
     def _add_units(self, units: torch.Tensor, *, goes_on: bool) -> None:
         if self._open is not None:  # the first unit of this batch began in the one before
@@ -106,8 +104,9 @@ class UnitOptimizer(DPOptimizer):  # type: ignore[misc]
             units, self._open = units[:-1], units[-1].clone()
         norms = units.norm(dim=1)
         factors = torch.from_numpy(self.mechanism.clip_factors(norms.cpu().numpy())).to(units.device)
-        # a factor of zero does not silence NaN: the row itself must go. float64: the noise's proof is about a real sum
-        self.total += factors.double() @ torch.where(factors.unsqueeze(1) > 0, units, 0.0).double()
+        if not torch.all(factors > 0):  # a factor of zero does not silence NaN: the row itself must go
+            units = torch.where(factors.unsqueeze(1) > 0, units, 0.0)
+        self.total += factors.double() @ units.double()  # float64: the proof of the noise is about a real sum
 
     def release(self, stream: Stream) -> None:
         """Noise, divide, and hand the gradient to the wrapped optimiser; then take its step."""
@@ -276,8 +275,7 @@ class LocalTrainer:
                 hooked.remove_hooks()
 
     def _padded(self, records: Indices) -> tuple[torch.Tensor, ...]:
-        batch = self._inputs.texts.batch(records, device=self._model.device)
-        return batch.ids, batch.mask
+        return self._inputs.texts.batch(records, device=self._model.device).inputs
 
     def _labels(self, batch: PhysicalBatch) -> torch.Tensor:
         return torch.from_numpy(self.data.records.labels[batch.records]).to(self._model.device)

@@ -30,6 +30,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 from pydantic import TypeAdapter, ValidationError
 
 from fedward_common.adapter import Adapter, AdapterSpec
+from fedward_common.checks import at_least, hex_digest
 from fedward_common.errors import BadSignature, FedwardError, MalformedMessage, SpecMismatch
 from fedward_common.privacy.guarantee import Guarantee
 from fedward_common.privacy.mechanism import MetricSums
@@ -76,11 +77,19 @@ class _UpdateHeader:
     metrics: MetricSums | None
     ledger_head: str
 
+    def __post_init__(self) -> None:
+        # what Update checks, but while decoding: a signed header out of range is malformed, never an InputError
+        hex_digest("plan_id", self.plan_id)
+        at_least("nominal_units", self.nominal_units, 1)
+
 
 @dataclass(frozen=True, kw_only=True)
 class _RefusalHeader:
     plan_id: str
     code: Code
+
+    def __post_init__(self) -> None:
+        hex_digest("plan_id", self.plan_id)
 
 
 _HEADERS = {Kind.PLAN: _PlanHeader, Kind.UPDATE: _UpdateHeader, Kind.REFUSAL: _RefusalHeader}
@@ -157,6 +166,8 @@ def decode_reply(data: bytes, *, public_key: Ed25519PublicKey, spec: AdapterSpec
     """
     kind, header, body = _decode(data, public_key, {Kind.UPDATE, Kind.REFUSAL})
     if kind is Kind.REFUSAL:
+        if body:
+            raise MalformedMessage("a refusal has a body", hint="both sides need the same version")
         return Refusal(plan_id=header.plan_id, code=header.code)
     if spec is None or header.spec_digest != spec.digest:
         raise SpecMismatch("the update is over other tensors than the plan asked for", hint="the site runs another run")

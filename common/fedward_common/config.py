@@ -147,7 +147,7 @@ class AdapterConfig(Section):
 
     method: Method = Method.CORE
     rank: Annotated[StrictInt, Field(ge=1, le=1024)] = 16
-    alpha: Positive = 64.0
+    alpha: Positive = 256.0
     target_modules: Annotated[tuple[Name, ...], Field(min_length=1)] = ("query", "value")
     freeze_a: StrictBool = False
 
@@ -246,16 +246,17 @@ class ServerConfig(Section):
 
 
 DEFAULT_STAGES = (
-    StageConfig(name="head", train=("head",), rounds=60, evaluate_every=20),
+    StageConfig(name="head", train=("head",), rounds=30, evaluate_every=15),
     StageConfig(
         name="adapter",
         train=("adapter",),
         rounds=12,
         sampling_rate=0.1,
         noise_ratio=0.3,
-        server_learning_rate=0.005,
+        server_learning_rate=0.00125,
         evaluate_every=6,
     ),
+    StageConfig(name="refit", train=("head",), rounds=30, evaluate_every=15),
 )
 
 
@@ -284,6 +285,8 @@ class RunConfig(Section):
             raise ValueError("two stages share a name")
         if self.privacy.unit is not Unit.RECORD and self.data.unit is None:
             raise ValueError(f"privacy.unit is '{self.privacy.unit}' but data.unit names no column")
+        if self.privacy.unit is Unit.RECORD and self.data.unit is not None:
+            raise ValueError("privacy.unit is 'record' but data.unit names a column; leave one of them out")
         if self.partition.method is PartitionMethod.NATURAL and self.data.site is None:
             raise ValueError("partition.method is 'natural' but data.site names no column")
         if 0 < self.rounds.cohort < self.rounds.minimum:
@@ -394,16 +397,24 @@ def _index(node: Sequence[Any], key: str, path: str) -> int:
 
 def _explain(error: ValidationError, source: str) -> ConfigError:
     first = error.errors(include_url=False, include_context=False)[0]
-    where = ".".join(str(part) for part in first["loc"]) or "the run file"
+    where = ".".join(str(part) for part in first["loc"])
     if first["type"] == "extra_forbidden":
         known = ", ".join(_keys_beside(first["loc"]))
         return ConfigError(f"{source}: unknown key {where}", hint=f"known keys here: {known}")
     if first["type"] == "missing":
         return ConfigError(f"{source}: {where} is missing", hint="docs/run-file.md lists every key with its default")
-    message = re.sub(r"^Value error, ", "", first["msg"])
+    message = _PLAINER.get(first["type"], re.sub(r"^(Value error, |Input )", "", first["msg"]))
     shown = first["input"]
     given = f" (given: {shown!r})" if isinstance(shown, str | int | float) else ""
-    return ConfigError(f"{source}: {where}: {message}{given}", hint="docs/run-file.md lists every key with its range")
+    what = f"{where} {message}{given}" if where else message
+    return ConfigError(f"{source}: {what}", hint="docs/run-file.md lists every key with its range")
+
+
+_PLAINER = {
+    "tuple_type": "should be a list",
+    "model_type": "should be a table",
+    "model_attributes_type": "should be a table",
+}
 
 
 def _keys_beside(location: tuple[int | str, ...]) -> list[str]:

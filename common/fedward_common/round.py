@@ -27,6 +27,7 @@ from fedward_common.privacy.guarantee import Guarantee, PrivacyTerms
 from fedward_common.privacy.mechanism import MetricSums
 
 __all__ = [
+    "NO_PLAN",
     "Aggregate",
     "Code",
     "Refusal",
@@ -36,6 +37,9 @@ __all__ = [
     "Training",
     "Update",
 ]
+
+
+NO_PLAN = "0" * 64  # the plan id of a refusal to bytes in which no plan could be read
 
 
 class Code(StrEnum):

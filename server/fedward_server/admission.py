@@ -16,11 +16,12 @@ from fedward_common.adapter import AdapterSpec
 from fedward_common.codec import decode_reply
 from fedward_common.config import Weights
 from fedward_common.errors import BadSignature, MalformedMessage, NonFiniteUpdate, SpecMismatch
-from fedward_common.round import Refusal, RoundPlan, Update
+from fedward_common.round import NO_PLAN, Refusal, RoundPlan, Update
 
 __all__ = ["Admission", "Drop", "weight_of"]
 
 MAX_NOMINAL_UNITS = 100_000_000
+MAX_METRIC = 1e12  # above any noisy sum over so many units; sums of a whole cohort's stay finite
 
 
 class Drop(StrEnum):
@@ -31,9 +32,10 @@ class Drop(StrEnum):
     MALFORMED = "malformed"  # not canonical bytes
     SPEC_MISMATCH = "spec_mismatch"  # tensors other than asked for
     WRONG_PLAN = "wrong_plan"  # an answer to another plan
+    OTHER_GUARANTEE = "other_guarantee"  # of another unit or delta than the plan's terms
     DUPLICATE = "duplicate"  # the site was already counted in this round
     NOT_FINITE = "not_finite"  # NaN or infinity in tensors or metrics
-    TOO_LARGE = "too_large"  # norm or declared units beyond the limits
+    TOO_LARGE = "too_large"  # norm, metrics or declared units beyond the limits
     NO_ANSWER = "no_answer"  # an error from the transport, or silence until the deadline
     LATE = "late"  # after the deadline
 
@@ -70,12 +72,20 @@ class Admission:
             return Drop.SPEC_MISMATCH
         except MalformedMessage:
             return Drop.MALFORMED
-        self.counted.add(site)
-        return reply if isinstance(reply, Refusal) else self._judge(reply)
+        verdict = self._judge_refusal(reply) if isinstance(reply, Refusal) else self._judge(reply)
+        if not isinstance(verdict, Drop):
+            self.counted.add(site)
+        return verdict
+
+    def _judge_refusal(self, refusal: Refusal) -> Refusal | Drop:
+        # a site that could read no plan names none
+        return refusal if refusal.plan_id in (self.plan.plan_id, NO_PLAN) else Drop.WRONG_PLAN
 
     def _judge(self, update: Update) -> Update | Drop:
         if update.plan_id != self.plan.plan_id:
             return Drop.WRONG_PLAN
+        if (update.guarantee.unit, update.guarantee.delta) != (self.plan.terms.unit, self.plan.terms.delta):
+            return Drop.OTHER_GUARANTEE
         try:
             update.delta.check_finite()
         except NonFiniteUpdate:
@@ -84,6 +94,8 @@ class Admission:
             return Drop.NOT_FINITE
         if (update.metrics is not None) != self.plan.evaluate:
             return Drop.MALFORMED
+        if update.metrics is not None and np.abs(astuple(update.metrics)).max() > MAX_METRIC:
+            return Drop.TOO_LARGE
         if update.delta.l2_norm() > self.max_norm or update.nominal_units > MAX_NOMINAL_UNITS:
             return Drop.TOO_LARGE
         return update

@@ -2,7 +2,7 @@
 
 Written by ``fedward-sim prepare`` (which has torch), read by the server. A folder of json and safetensors:
 
-    bundle.json            run id, config, spec                 initial.safetensors   the adapter before round 1
+    bundle.json            run id, config, spec, digests        initial.safetensors   the adapter before round 1
     frozen.safetensors     A (and B), public, for the export
 """
 
@@ -15,16 +15,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from pydantic import TypeAdapter, ValidationError
 
 from fedward_common.adapter import Adapter, AdapterSpec, Vector
 from fedward_common.config import RunConfig
-from fedward_common.errors import OutputError
+from fedward_common.errors import FedwardError, OutputError
 from fedward_common.privacy.guarantee import MetricTerms, PrivacyTerms, StageTerms
 
 __all__ = ["Bundle", "run_id_of", "terms_of"]
 
 VERSION = 1
+INITIAL, FROZEN = "initial.safetensors", "frozen.safetensors"
 
 
 def terms_of(config: RunConfig) -> PrivacyTerms:
@@ -70,17 +72,20 @@ class Bundle:
 
     def save(self, folder: Path) -> None:
         """Write the bundle into an existing folder."""
-        from safetensors.numpy import save_file
+        from safetensors.numpy import save
 
+        self.initial.save(folder / INITIAL)
+        frozen = {name: np.ascontiguousarray(value) for name, value in self.frozen.items()}
+        (folder / FROZEN).write_bytes(save(frozen))
         content = {
             "version": VERSION,
             "run_id": self.run_id,
             "config": self.config.model_dump(mode="json", by_alias=True),
             "spec": TypeAdapter(AdapterSpec).dump_python(self.spec, mode="json"),
+            "files": {name: _sha256((folder / name).read_bytes()) for name in (INITIAL, FROZEN)},
         }
-        (folder / "bundle.json").write_text(json.dumps(content, indent=1), encoding="utf-8")
-        self.initial.save(folder / "initial.safetensors")
-        save_file(dict(self.frozen), folder / "frozen.safetensors")
+        envelope = {"sha256": _digest(content), "content": content}
+        (folder / "bundle.json").write_text(json.dumps(envelope, indent=1), encoding="utf-8")
 
     @classmethod
     def load(cls, folder: Path) -> Bundle:
@@ -93,14 +98,35 @@ class Bundle:
         from safetensors.numpy import load_file
 
         try:
-            content: dict[str, Any] = json.loads((folder / "bundle.json").read_text(encoding="utf-8"))
-            config = RunConfig.model_validate(content["config"])
+            content = _checked(folder)
             spec = TypeAdapter(AdapterSpec).validate_python(content["spec"])
-            frozen = load_file(folder / "frozen.safetensors")
-        except (OSError, ValueError, KeyError, ValidationError, SafetensorError):
+            return cls(
+                run_id=content["run_id"],
+                config=RunConfig.model_validate(content["config"]),
+                initial=Adapter.load(spec, folder / INITIAL),
+                frozen=load_file(folder / FROZEN),
+            )
+        except (OSError, ValueError, KeyError, TypeError, ValidationError, SafetensorError, FedwardError):
             raise OutputError(f"{folder} holds no readable run bundle", hint="prepare the run again") from None
-        initial = Adapter.load(spec, folder / "initial.safetensors")
-        return cls(run_id=content["run_id"], config=config, initial=initial, frozen=frozen)
+
+
+def _checked(folder: Path) -> dict[str, Any]:
+    envelope = json.loads((folder / "bundle.json").read_text(encoding="utf-8"))
+    content: dict[str, Any] = envelope["content"]
+    if _digest(content) != envelope["sha256"] or content["version"] != VERSION:
+        raise ValueError("digest or version of bundle.json")
+    for name in (INITIAL, FROZEN):
+        if _sha256((folder / name).read_bytes()) != content["files"][name]:
+            raise ValueError(f"digest of {name}")
+    return content
+
+
+def _digest(content: Mapping[str, Any]) -> str:
+    return _sha256(json.dumps(content, sort_keys=True).encode())
+
+
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
 
 
 def run_id_of(config: RunConfig, *, nonce: bytes) -> str:

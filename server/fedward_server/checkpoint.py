@@ -87,14 +87,17 @@ class Checkpoints:
             raise OutputError(f"checkpoint {found[-1]} is corrupt", hint=earlier) from None
 
     def _finished(self) -> list[Path]:
-        return sorted(self._folder.glob("round-*"))
+        # by number: as text, round-10000 would come before round-9999
+        found = [path for path in self._folder.glob("round-*") if path.name.removeprefix("round-").isdecimal()]
+        return sorted(found, key=lambda path: int(path.name.removeprefix("round-")))
 
 
 def _write(folder: Path, state: State, run_id: str, extra: dict[str, Any]) -> None:
-    from safetensors.numpy import save_file
+    from safetensors.numpy import save
 
     state.adapter.save(folder / "adapter.safetensors")
-    save_file({"first": state.moments.first, "second": state.moments.second}, folder / "moments.safetensors")
+    moments = save({"first": state.moments.first, "second": state.moments.second})
+    (folder / "moments.safetensors").write_bytes(moments)
     content = {
         "version": VERSION,
         "run_id": run_id,
@@ -125,9 +128,12 @@ def _read(folder: Path, spec: AdapterSpec) -> Checkpoint:
     if content["version"] != VERSION:
         raise ValueError("version")
     moments = load_file(folder / "moments.safetensors")
+    adapter = Adapter.load(spec, folder / "adapter.safetensors")
+    if adapter.digest != content["adapter_digest"]:
+        raise ValueError("the adapter is of another spec")
     state = State(
         finished=content["finished"],
-        adapter=Adapter.load(spec, folder / "adapter.safetensors"),
+        adapter=adapter,
         moments=Moments(
             first=moments["first"].astype(np.float64), second=moments["second"], steps=dict(content["steps"])
         ),

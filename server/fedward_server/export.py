@@ -17,6 +17,7 @@ import numpy as np
 
 from fedward_common.adapter import Adapter, Vector
 from fedward_common.config import Method
+from fedward_common.errors import OutputError
 from fedward_server.bundle import Bundle
 
 __all__ = ["export_adapter", "peft_tensors"]
@@ -49,30 +50,41 @@ def export_adapter(
       bundle: config and frozen tensors.
       base_name: where users find the base weights (a hub id or a folder).
       summary: what the model card quotes.
-    """
-    from safetensors.numpy import save_file
 
-    folder.mkdir(parents=True, exist_ok=True)
-    tensors = peft_tensors(adapter, bundle.frozen)
-    save_file(
-        {name: np.ascontiguousarray(value) for name, value in tensors.items()}, folder / "adapter_model.safetensors"
-    )
+    Raises:
+      OutputError: the disk is full or not writable.
+    """
     head = {"weight": adapter.tensors["head.weight"], "bias": adapter.tensors["head.bias"]}
-    save_file({name: np.ascontiguousarray(value) for name, value in head.items()}, folder / "head.safetensors")
-    _write_json(folder / "adapter_config.json", _peft_config(adapter, base_name))
-    _write_json(folder / "labels.json", list(bundle.config.task.labels))
-    (folder / "README.md").write_text(_card(bundle, base_name, summary), encoding="utf-8")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        _write_tensors(folder / "adapter_model.safetensors", peft_tensors(adapter, bundle.frozen))
+        _write_tensors(folder / "head.safetensors", head)
+        _write_json(folder / "adapter_config.json", _peft_config(adapter, base_name, bundle.config.model.revision))
+        _write_json(folder / "labels.json", list(bundle.config.task.labels))
+        (folder / "README.md").write_text(_card(bundle, base_name, summary), encoding="utf-8")
+    except OSError as error:
+        raise OutputError(
+            f"cannot write the adapter to {folder}: {error.strerror or 'disk error'}",
+            hint="free disk space, then `fedward-sim run --resume` exports it from the last checkpoint",
+        ) from None
+
+
+def _write_tensors(path: Path, tensors: Mapping[str, Vector]) -> None:
+    from safetensors.numpy import save
+
+    path.write_bytes(save({name: np.ascontiguousarray(value) for name, value in tensors.items()}))
 
 
 def _write_json(path: Path, content: object) -> None:
     path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def _peft_config(adapter: Adapter, base_name: str) -> dict[str, Any]:
+def _peft_config(adapter: Adapter, base_name: str, revision: str | None) -> dict[str, Any]:
     return {
         "peft_type": "LORA",
         "task_type": "FEATURE_EXTRACTION",
         "base_model_name_or_path": base_name,
+        "revision": revision,
         "r": adapter.spec.rank,
         "lora_alpha": adapter.spec.alpha,
         "target_modules": list(adapter.spec.target_modules),
@@ -111,7 +123,7 @@ fedward over {summary["sites"]} sites in {summary["rounds"]} rounds. Base: `{bas
 | always guessing the commonest label | {summary["majority_accuracy"]:.4f} |
 | method, rank, modules | {adapter.method.value}, {adapter.rank}, {", ".join(adapter.target_modules)} |
 
-Data: `{config.data.train}`, columns {", ".join(config.data.text)} and {config.data.label}.
+Data: `{Path(config.data.train).name}`, columns {", ".join(config.data.text)} and {config.data.label}.
 
 ## The guarantee
 At each site, the whole run, noisy site metrics included, is ({epsilon:g}, {privacy.delta:g})-differentially private

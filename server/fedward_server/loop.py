@@ -1,8 +1,8 @@
 """The round loop: plan out, answers in, folded as they arrive; advance, evaluate, record, checkpoint; again.
 
 One loop for simulation and deployment, on Flower's Grid. Fewer answers than the minimum: the round is abandoned, says
-so, and is retried under the same plan id, so that sites send what they stored rather than spend again; the adapter does not
-move. One site's fault never ends a run.
+so, and is retried under the same plan id, so that sites send what they stored rather than spend again; the adapter
+does not move. One site's fault never ends a run.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import zip_longest
 from typing import Any, Protocol
 
 import numpy as np
@@ -162,8 +163,8 @@ class Coordinator:
         result = _Attempt(aggregate=Aggregate.empty(spec), started=time.perf_counter(), cohort=len(nodes))
         admission = Admission(plan=plan, spec=spec, max_norm=self.bundle.config.server.max_update_norm)
         data = encode_plan(plan, state.adapter, key=self.key)
-        asked = self._push(grid, nodes, data, plan.round)
-        result.bytes_down = len(data) * len(nodes)
+        asked = self._push(grid, nodes, data, plan.round, result)
+        result.bytes_down = len(data) * len(asked)
         self._collect(grid, asked, admission, result, plan.expires_at)
         return result
 
@@ -171,31 +172,61 @@ class Coordinator:
         config = self.bundle.config
         if not config.rounds.cohort or config.rounds.cohort >= len(nodes):
             return list(nodes)
-        # which sites are asked is public and no part of any guarantee: seeded, so that a resumed run asks the same
+        # which sites are asked is public and no part of any guarantee: seeded, so that a resumed run asks the same.
+        # Indices are drawn: Flower's ids are 64 bits wide and NumPy would round a mixed list of them to float64
         generator = np.random.default_rng([config.seed, round, attempt])
-        return sorted(int(n) for n in generator.choice(nodes, size=config.rounds.cohort, replace=False))
+        chosen = generator.choice(len(nodes), size=config.rounds.cohort, replace=False)
+        return sorted(nodes[index] for index in chosen)
 
-    def _push(self, grid: Grid, nodes: Sequence[int], data: bytes, round: int) -> dict[str, int]:
+    def _push(self, grid: Grid, nodes: Sequence[int], data: bytes, round: int, result: _Attempt) -> dict[str, int]:
         messages = [
             Message(content=pack(data), dst_node_id=node, message_type="train", group_id=str(round)) for node in nodes
         ]
-        return dict(zip(grid.push_messages(messages), nodes, strict=True))
+        asked: dict[str, int] = {}
+        # Flower gives None for a message that it could not send, and an empty list where it could send none
+        for node, identifier in zip_longest(nodes, grid.push_messages(messages)):
+            if identifier:
+                asked[identifier] = node
+            else:
+                self._drop(node, Drop.NO_ANSWER, result)
+        return asked
 
     def _collect(
         self, grid: Grid, asked: dict[str, int], admission: Admission, result: _Attempt, deadline: float
     ) -> None:
         waiting = dict(asked)
         while waiting and self.clock() < deadline:
-            replies = list(grid.pull_messages(list(waiting)))
-            for reply in replies:
-                # an error that the SuperLink invents names the SuperLink as its source: go by the message answered
-                node = waiting.pop(reply.metadata.reply_to_message_id, None)
-                if node is not None:
-                    self._judge(node, reply, admission, result)
-            if not replies:
+            before = len(waiting)
+            for identifier in list(waiting):
+                if self.clock() < deadline:
+                    self._pull(grid, identifier, asked, waiting, admission, result)
+            if len(waiting) == before:
                 self.sleep(POLL_S)
         for node in waiting.values():
             self._drop(node, Drop.NO_ANSWER, result)
+
+    def _pull(
+        self,
+        grid: Grid,
+        identifier: str,
+        asked: Mapping[str, int],
+        waiting: dict[str, int],
+        admission: Admission,
+        result: _Attempt,
+    ) -> None:
+        # one message a pull, and no name of it outlives this call: memory holds one update, whatever the cohort
+        for reply in grid.pull_messages([identifier]):
+            # an error that the SuperLink invents names the SuperLink as its source: go by the message answered
+            answered = reply.metadata.reply_to_message_id
+            if answered not in asked:
+                continue
+            node = asked[answered]
+            if waiting.pop(answered, None) is None:
+                self._drop(node, Drop.DUPLICATE, result)
+            elif self.clock() >= admission.plan.expires_at:
+                self._drop(node, Drop.LATE, result)
+            else:
+                self._judge(node, reply, admission, result)
 
     def _judge(self, node: int, reply: Message, admission: Admission, result: _Attempt) -> None:
         if reply.has_error():

@@ -6,6 +6,8 @@ Version 1 of the format: each line is a :class:`~fedward_common.round.RoundRecor
 from __future__ import annotations
 
 import json
+import math
+import os
 from dataclasses import asdict
 from pathlib import Path
 
@@ -31,21 +33,35 @@ class RoundLog:
         try:
             with self._path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(asdict(record)) + "\n")
+                file.flush()
+                os.fsync(file.fileno())
         except OSError as error:
             raise OutputError(
                 f"cannot write {self._path.name}: {error.strerror}", hint="free disk space, then resume the run"
             ) from None
 
     def rewind(self, *, finished: int) -> None:
-        """Drop records of rounds after ``finished``: the checkpoint, not the diary, says what happened."""
-        if not self._path.exists():
-            return
-        kept = []
-        for line in self._path.read_text(encoding="utf-8").splitlines():
-            try:
-                row = json.loads(line)
-            except ValueError:  # cut off by a crash
-                continue
-            if row["round"] <= finished:
-                kept.append(line + "\n")
-        self._path.write_text("".join(kept), encoding="utf-8")
+        """Drop records of rounds after ``finished``: the checkpoint, not the diary, says what happened.
+
+        Raises:
+          OutputError: the diary cannot be rewritten; it is as it was.
+        """
+        draft = self._path.with_name(f".{self._path.name}.part")
+        try:
+            if not self._path.exists():
+                return
+            lines = self._path.read_text(encoding="utf-8", errors="replace").splitlines()
+            kept = "".join(line + "\n" for line in lines if _round_of(line) <= finished)
+            draft.write_text(kept, encoding="utf-8")
+            os.replace(draft, self._path)
+        except OSError as error:
+            raise OutputError(
+                f"cannot rewrite {self._path.name}: {error.strerror}", hint="free disk space, then resume the run"
+            ) from None
+
+
+def _round_of(line: str) -> float:
+    try:
+        return float(json.loads(line)["round"])
+    except (ValueError, KeyError, TypeError):  # cut off by a crash
+        return math.inf

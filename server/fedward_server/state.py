@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from fedward_common.adapter import Adapter
 from fedward_common.config import ServerOptimiser
+from fedward_common.errors import SpecMismatch
 from fedward_common.round import Aggregate
 
 __all__ = ["Moments", "State", "advance"]
@@ -61,13 +62,18 @@ def advance(state: State, aggregate: Aggregate, *, optimiser: ServerOptimiser, l
 
     Returns:
       The next state; tensors outside the aggregate's spec are unchanged, and nothing passed in is changed.
+
+    Raises:
+      SpecMismatch: the aggregate is of another adapter.
     """
     mean = aggregate.mean()
+    part = state.adapter.subset(mean.spec.groups)
+    if part.spec.digest != mean.spec.digest:
+        raise SpecMismatch("the aggregate belongs to another adapter", hint="compare both spec digests")
     moments = state.moments
     step = mean.vector.astype(np.float64)
     if optimiser is ServerOptimiser.ADAM:
         step, moments = _adam(state, mean)
-    part = state.adapter.subset(mean.spec.groups)
     moved = Adapter(spec=part.spec, vector=(part.vector + learning_rate * step).astype(np.float32))
     return replace(state, finished=state.finished + 1, adapter=state.adapter.replaced(moved), moments=moments)
 

@@ -28,6 +28,7 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
+    suggest_commands=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
@@ -56,9 +57,8 @@ def demo(
 
     chosen = quick_config(seed=seed) if quick else demo_config(seed=seed)
     config = RunConfig.from_toml(chosen.to_toml(), overrides=settings or [], source="demo")
-    moved = move_aside(out)
     with _view(json_lines, lines) as view:
-        if moved:
+        if moved := move_aside(out):
             view.note(f"an earlier result was moved to {moved}")
         _simulate(config, out, view, compare=compare)
 

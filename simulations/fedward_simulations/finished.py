@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from fedward_client.data import Records
 from fedward_common.adapter import Adapter
@@ -77,11 +78,16 @@ class FinishedRun:
             for text, label, row in zip(texts, best, probabilities, strict=True)
         ]
 
-    def _probabilities(self, texts: Sequence[tuple[str, ...]]) -> np.ndarray[Any, np.dtype[np.float64]]:
+    def logits(self, texts: Sequence[tuple[str, ...]]) -> NDArray[np.float64]:
+        """Logits of each text or pair: ``(n, classes)``."""
         from fedward_common.modeling.tasks.classification import predict, tokenise
         from fedward_simulations.prepare import prepare
 
         prepared = prepare(self.bundle.config, run_id=self.bundle.run_id)
         prepared.model.load(self.adapter)
-        logits = predict(prepared.model, tokenise(prepared.base, texts))
-        return np.asarray(logits.double().softmax(1).cpu().numpy())
+        return predict(prepared.model, tokenise(prepared.base, texts)).double().cpu().numpy()
+
+    def _probabilities(self, texts: Sequence[tuple[str, ...]]) -> NDArray[np.float64]:
+        logits = self.logits(texts)
+        shares = np.exp(logits - logits.max(axis=1, keepdims=True))
+        return np.asarray(shares / shares.sum(axis=1, keepdims=True))

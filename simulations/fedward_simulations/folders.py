@@ -36,7 +36,8 @@ def claim_folder(out: Path) -> None:
     if out.is_dir() and not any(out.iterdir()):
         return
     if out.exists():
-        raise OutputError(f"output folder {out} is not empty", hint="give another --out, or `run --resume` to go on")
+        what = "is not empty" if out.is_dir() else "is a file"
+        raise OutputError(f"output folder {out} {what}", hint="give another --out, or `run --resume` to go on")
 
 
 def move_aside(folder: Path) -> Path | None:

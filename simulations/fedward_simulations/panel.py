@@ -6,7 +6,7 @@ Example:
     >>> "".join(text for text, _ in bar(0.3, 10)), "".join(text for text, _ in dots((3, 1, 0, 2), cells=6))
     ('━━━───────', '●●●▲··')
     >>> curve({1: 0.1, 2: 0.5, 4: 0.9}, rounds=8, width=8, lines=1)
-    ['▁▄▄█']
+    ['▁▅▅█']
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def _rows(progress: Progress, *, width: int, lines: int) -> Iterable[Row]:
         yield BLANK
         yield from _curve_rows(progress, config, width, lines)
         yield BLANK
-        yield _epsilon_row(progress, config, width)
+        yield _epsilon_row(progress, config)
         yield _traffic_row(progress)
     yield _time_row(progress)
 
@@ -99,7 +99,8 @@ def _work_rows(progress: Progress, width: int) -> Iterable[Row]:
     if progress.caching:
         complete = sum(done >= total for done, total in progress.caches.values())
         share = progress.cached_share
-        yield "Features", (_bold(f"{share:.0%}"),), bar(share, width), ((f"{complete} sites cached", ""),)
+        ready = f"{complete} of {progress.sites} sites ready"
+        yield "Features", (_bold(f"{share:.0%}"),), bar(share, width), ((ready, ""),)
 
 
 def _curve_rows(progress: Progress, config: RunConfig, width: int, lines: int) -> Iterable[Row]:
@@ -114,11 +115,11 @@ def _curve_rows(progress: Progress, config: RunConfig, width: int, lines: int) -
         yield "At sites", (_bold(f"{last:.4f}"),), (("noisy accuracy", ""),), ((f"at round {number}", ""),)
 
 
-def _epsilon_row(progress: Progress, config: RunConfig, width: int) -> Row:
+def _epsilon_row(progress: Progress, config: RunConfig) -> Row:
+    # a site reserves the whole run before its first round, so the figure does not grow and a bar would mislead
     terms, spent = config.privacy, progress.records[-1].epsilon
-    share = (spent or 0.0) / terms.epsilon
     figure = _bold("-" if spent is None else f"{spent:.2f}"), (f" of {terms.epsilon:g}", "")
-    return "Epsilon", figure, bar(share, width), ((f"delta {terms.delta:g}, per {terms.unit}", ""),)
+    return "Epsilon", figure, (("for the whole run", ""),), ((f"delta {terms.delta:g}, per {terms.unit}", ""),)
 
 
 def _traffic_row(progress: Progress) -> Row:

@@ -34,6 +34,7 @@ __all__ = [
 
 RECENT = 5  # rounds whose median says how long the next one takes
 BACKWARD = 3.0  # a training pass costs about three forward passes
+CACHED = 50.0  # how much cheaper a round over cached features is than the forward pass that cached them
 UNCACHED = 20.0  # how much dearer a round through the base model is than one over features, until one was measured
 UNITS = {0: "B", 3: "kB", 6: "MB", 9: "GB"}
 DIGITS = 16  # of a digest in a table; the whole one is in summary.json
@@ -92,8 +93,9 @@ class Pace:
         alike = [other for other in measured if set(other.train) == set(stage.train)]
         if alike:
             return self._scaled(alike[-1], stage, floor=0.5)
-        if "adapter" in stage.train and self.forward_seconds > 0:
-            return BACKWARD * self.forward_seconds * _passes(stage)
+        if self.forward_seconds > 0 and ("adapter" in stage.train or not measured):
+            factor = BACKWARD if "adapter" in stage.train else 1 / CACHED
+            return factor * self.forward_seconds * _passes(stage)
         return self._scaled(measured[-1], stage, floor=1.0) if measured else None
 
     def _scaled(self, known: StageConfig, stage: StageConfig, *, floor: float) -> float:
@@ -194,6 +196,11 @@ class Progress:
         return sum(done for done, _ in self.caches.values()) / max(whole, 1)
 
     @property
+    def sites(self) -> int:
+        """How many sites there are."""
+        return max(len(self._units), len(self.caches))
+
+    @property
     def left(self) -> float | None:
         """Seconds that the rest takes; None where nothing is known yet."""
         caching = self._caching_seconds - self._caching_before
@@ -288,15 +295,15 @@ def duration(seconds: float) -> str:
 
 
 def about(seconds: float) -> str:
-    """A guessed duration, rounded up so that it stays calm: to 5 s, 10 s from a minute on, a minute from ten on.
+    """A guessed duration, rounded up so that it stays calm: to 5 s, 10 s from a minute on, a minute from five on.
 
     Example:
         >>> about(3), about(61), about(1234)
         ('5 s', '1 min 10 s', '21 min')
     """
-    step = 5 if seconds <= 60 else 10 if seconds <= 600 else 60
+    step = 5 if seconds <= 60 else 10 if seconds <= 300 else 60
     whole = max(math.ceil(seconds / step), 1) * step
-    return f"{whole // 60} min" if step == 60 and whole < 3600 else duration(whole)
+    return f"{whole // 60} min" if whole % 60 == 0 and 60 <= whole < 3600 else duration(whole)
 
 
 def size(count: float) -> str:

@@ -152,10 +152,10 @@ def local_delta(
                 if math.isfinite(norm):
                     flat += gradient.double() * min(1.0, privacy.clip_norm / max(norm * (1 + 1e-5), 1e-30))
             # sum and noise on one power-of-two grid, added as whole numbers
-            grid = 2.0 ** round(math.log2(2**-20 * sigma * privacy.clip_norm))
+            grid = 2.0 ** (math.floor(math.log2(sigma * privacy.clip_norm)) - 20)
             stddev = sigma * (privacy.clip_norm + grid * math.sqrt(len(flat)))
             noise = streams.stream(round=number, step=step, purpose=Purpose.NOISE).gaussian(len(flat)) * stddev
-            flat = torch.from_numpy((np.rint(flat.numpy() / grid) + np.rint(noise / grid)) * grid)
+            flat = torch.from_numpy((np.rint(flat.numpy() / grid) + np.floor(noise / grid + 0.5)) * grid)
         flat = flat / (stage.sampling_rate * site.nominal_units)
         with torch.no_grad():
             for name, part in zip(names, torch.split(flat, [trained[n].numel() for n in names]), strict=True):

@@ -16,6 +16,7 @@ import itertools
 import json
 import math
 import tomllib
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,10 +31,15 @@ if TYPE_CHECKING:
 __all__ = ["draw_plots", "load_rounds"]
 
 MOST_BARS = 40  # sites; beyond, a histogram
+LONGEST = 32  # characters of a name
+LETTERS = 90  # that fit above a panel
 WIDTH, DPI = 8.0, 150
 # Okabe and Ito's colours, told apart with every common colour blindness
 BLUE, ORANGE, GREY, INK, SHADE = "#0072B2", "#D55E00", "#6B6B6B", "#222222", "#F3F4F6"
 DASHED = (0, (5, 3))
+LINE: dict[str, Any] = {"linewidth": 2.0, "marker": "o", "markersize": 3.0}
+MARKERS: dict[str, Any] = {"linestyle": "none", "marker": "D", "markersize": 6.5, "markeredgecolor": "white"}
+MARKERS |= {"clip_on": False, "zorder": 3}  # whole also on an axis, where noise often puts them
 TRAFFIC: tuple[dict[str, Any], ...] = (
     {"color": BLUE, "linewidth": 2.2, "label": "up"},
     {"color": ORANGE, "linewidth": 1.4, "label": "down"},
@@ -93,10 +99,16 @@ def draw_plots(directory: Path) -> list[Path]:
     try:
         (directory / "plots").mkdir(exist_ok=True)
         for path, figure in drawn.items():
-            figure.savefig(path, dpi=DPI)
+            _save(figure, path)
     except OSError as error:
         raise OutputError(f"cannot write plots: {error.strerror}", hint="check the disk and the folder") from None
     return list(drawn)
+
+
+def _save(figure: Figure, path: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph")  # a site's name that the font lacks costs letters, no more
+        figure.savefig(path, dpi=DPI)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,12 +130,6 @@ class _Run:
     def name(self) -> str:
         """As in the run file."""
         return str(self.summary.get("name") or self.config.get("name") or "run")
-
-    @property
-    def log_classes(self) -> float | None:
-        """The unit in which sites give their loss, in nats."""
-        labels = self.config.get("task", {}).get("labels", ())
-        return math.log(len(labels)) if len(labels) > 1 else None
 
     def points(self, source: str, key: str) -> dict[int, float]:
         """A metric by round, where it was measured."""
@@ -169,8 +175,8 @@ def _accuracy(run: _Run) -> Figure | None:
     majority = run.summary.get("majority_accuracy")
     if majority is not None:
         top.axhline(majority, color=GREY, linestyle=DASHED, linewidth=1.2, label="always the commonest label")
-    _evaluations(top, run, key="accuracy", scale=1.0)
-    _evaluations(bottom, run, key="loss", scale=run.log_classes)
+    _evaluations(top, run, key="accuracy")
+    _evaluations(bottom, run, key="loss")
     top.yaxis.set_major_formatter(_percent)
     top.set_ylim(bottom=0.0)
     bottom.set_ylim(bottom=0.0)
@@ -180,21 +186,12 @@ def _accuracy(run: _Run) -> Figure | None:
     return figure
 
 
-def _evaluations(axes: Axes, run: _Run, *, key: str, scale: float | None) -> None:
+def _evaluations(axes: Axes, run: _Run, *, key: str) -> None:
     own, noisy = run.points("evaluation", key), run.points("sites", key)
     if own:
-        axes.plot(
-            list(own),
-            list(own.values()),
-            color=BLUE,
-            linewidth=2,
-            label="coordinator's own data",
-            marker="o",
-            markersize=3,
-        )
-    if noisy and scale is not None:
-        heights = [value * scale for value in noisy.values()]
-        axes.plot(list(noisy), heights, color=ORANGE, linestyle="none", marker="D", markersize=6, label="sites (noisy)")
+        axes.plot(list(own), list(own.values()), color=BLUE, label="coordinator's own data", **LINE)
+    if noisy:
+        axes.plot(list(noisy), list(noisy.values()), color=ORANGE, label="sites (noisy)", **MARKERS)
 
 
 def _epsilon(run: _Run) -> Figure | None:
@@ -205,7 +202,7 @@ def _epsilon(run: _Run) -> Figure | None:
     many = len(spent) > MOST_BARS
     figure = _figure(height=4.5 if many else 1.6 + 0.26 * len(spent))
     axes = figure.add_subplot()
-    _title(axes, run, "Epsilon spent by site")
+    _title(axes, run, "Epsilon by site")
     (_histogram if many else _bars)(axes, spent)
     target = run.config.get("privacy", {}).get("epsilon")
     if target is not None:
@@ -219,20 +216,22 @@ def _epsilon(run: _Run) -> Figure | None:
 
 
 def _bars(axes: Axes, spent: Mapping[str, float]) -> None:
-    names = list(spent)
-    axes.barh(names, list(spent.values()), height=0.62, color=BLUE)
+    places = range(len(spent))  # by number: two long names may look alike
+    axes.barh(places, list(spent.values()), height=0.62, color=BLUE)
+    axes.set_yticks(places, [_text(site) for site in spent])
     for place, value in enumerate(spent.values()):
+        inside = value > 0.1 * max(spent.values())
         axes.annotate(
             f"{value:.2f}",
             (value, place),
-            xytext=(-5, 0),
+            xytext=(-5 if inside else 5, 0),
             textcoords="offset points",
-            ha="right",
+            ha="right" if inside else "left",
             va="center",
             fontsize=8,
-            color="white",
+            color="white" if inside else INK,
         )
-    axes.set_ylim(len(names) - 0.4, -0.6)
+    axes.set_ylim(len(spent) - 0.4, -0.6)
     axes.tick_params(axis="y", length=0)
     axes.grid(visible=False)
 
@@ -268,9 +267,9 @@ def _bytes(run: _Run) -> Figure | None:
 
 
 def _reference(run: _Run) -> dict[int, float]:
-    """What plain FedAvg of the same LoRA would send up if every site asked replied."""
+    """What plain FedAvg of the same LoRA would send up if every site asked replied, once a round."""
     each = run.summary.get("fedavg_bytes_per_site_round")
-    return {number: each * sites for number, sites in run.sums("cohort").items()} if each else {}
+    return {row["round"]: each * row.get("cohort", 0) for row in run.attempts} if each else {}
 
 
 def _cumulative(values: Mapping[int, float]) -> dict[int, float]:
@@ -312,7 +311,7 @@ def _panels(run: _Run, what: str, *, ratios: tuple[int, int]) -> tuple[Figure, t
 def _title(axes: Axes, run: _Run, what: str) -> None:
     _plain_axes(axes)
     axes.set_title(what, loc="left", fontsize=13, fontweight="bold", color=INK, pad=22)
-    axes.set_title(run.name, loc="right", fontsize=10, color=GREY, pad=22)
+    axes.set_title(_text(run.name), loc="right", fontsize=10, color=GREY, pad=22)
 
 
 def _plain_axes(axes: Axes) -> None:
@@ -329,9 +328,12 @@ def _shade(axes: Axes, run: _Run) -> None:
 
 
 def _name_stages(axes: Axes, run: _Run) -> None:
+    rounds = run.attempts[-1]["round"] - run.attempts[0]["round"] + 1
     for name, first, last in run.stages():
+        if len(_text(name)) > LETTERS * (last - first + 1) / rounds:
+            continue  # it would run into its neighbours' names
         axes.annotate(
-            name,
+            _text(name),
             ((first + last) / 2, 1.0),
             xycoords=("data", "axes fraction"),
             xytext=(0, 4),
@@ -340,6 +342,12 @@ def _name_stages(axes: Axes, run: _Run) -> None:
             fontsize=9,
             color=GREY,
         )
+
+
+def _text(name: str) -> str:
+    """A name as the pictures show it: not too long, and no formula whatever it holds."""
+    short = name if len(name) <= LONGEST else f"{name[: LONGEST - 1]}…"
+    return short.replace("$", r"\$")
 
 
 def _percent(value: float, _: object) -> str:

@@ -20,7 +20,7 @@ from fedward_client.policy import SEEDED_RANDOMNESS
 from fedward_client.training import SiteInputs
 from fedward_common.codec import new_key
 from fedward_common.config import RunConfig
-from fedward_common.errors import OutputError, PrivacyError
+from fedward_common.errors import ConfigError, OutputError, PrivacyError
 from fedward_common.privacy.ledger import Quote
 from fedward_server.app import server_app
 from fedward_server.bundle import Bundle, run_id_of, terms_of
@@ -38,7 +38,7 @@ from fedward_simulations.report import draw_plots, load_rounds
 from fedward_simulations.sources import Source
 from fedward_simulations.view import RunView
 
-__all__ = ["Workbench", "resume", "run"]
+__all__ = ["Workbench", "fedavg_bytes", "resume", "run"]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -61,20 +61,29 @@ class Workbench:
         """
         data = {name: site_data(records, config=config) for name, records in source.sites.items()}
         _check_promise(config, data)
+        if config.rounds.minimum > len(data):
+            raise ConfigError(
+                f"rounds.minimum is {config.rounds.minimum}, but there are fewer sites", hint="lower rounds.minimum"
+            )
         prepared = prepare(config, run_id=run_id)
         return cls(
             prepared=prepared,
             source=source,
             data=data,
             inputs={name: SiteInputs(prepared.base, held.records) for name, held in data.items()},
-            evaluator=TestEvaluator(prepared, source.test),
+            evaluator=TestEvaluator(
+                config=config,
+                model=prepared.model,
+                records=source.test,
+                inputs=SiteInputs(prepared.base, source.test),
+            ),
         )
 
     def with_config(self, config: RunConfig) -> Workbench:
         """The same data and model under another run file of the same base, data, adapter and partition."""
         bundle = replace(self.prepared.bundle, config=config, run_id=run_id_of(config, nonce=os.urandom(32)))
         prepared = replace(self.prepared, bundle=bundle)
-        return replace(self, prepared=prepared, evaluator=self.evaluator.for_config(config))
+        return replace(self, prepared=prepared, evaluator=replace(self.evaluator, config=config))
 
     def start(self) -> Checkpoint:
         """Where a new run begins."""
@@ -179,7 +188,7 @@ def _finish(
     bench: Workbench, state: State, epsilons: Mapping[str, float], *, out: Path, seconds: Callable[[], float]
 ) -> dict[str, Any]:
     bundle, config = bench.prepared.bundle, bench.prepared.bundle.config
-    metrics = bench.evaluator.final(state.adapter, labels=config.task.labels)
+    metrics = bench.evaluator.final(state.adapter)
     rounds = load_rounds(out)
     summary = {
         "version": 1,
@@ -194,7 +203,7 @@ def _finish(
         "sites": len(bench.data),
         "bytes_up": sum(row["bytes_up"] for row in rounds),
         "bytes_down": sum(row["bytes_down"] for row in rounds),
-        "fedavg_bytes_per_site_round": _fedavg_bytes(bundle),
+        "fedavg_bytes_per_site_round": fedavg_bytes(bundle),
         "seconds": round(seconds(), 1),
         "adapter_digest": state.adapter.digest,
         "base_fingerprint": bench.prepared.base.fingerprint,
@@ -210,8 +219,8 @@ def _finish(
     return summary
 
 
-def _fedavg_bytes(bundle: Bundle) -> int:
-    # what plain FedAvg of A, B and head would send a site and round, in float32
+def fedavg_bytes(bundle: Bundle) -> int:
+    """What plain FedAvg of A, B and head would send to a site, and again from it, in each round, in float32."""
     spec = bundle.spec
     head = sum(math.prod(spec.tensors[name]) for name in spec.groups["head"])
     factors = sum(value.size for value in bundle.frozen.values())

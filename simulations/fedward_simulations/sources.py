@@ -35,7 +35,9 @@ def read_source(config: RunConfig) -> Source:
     """
     records = _records(config, config.data.train)
     if config.data.test is not None:
-        train, test = records, _records(config, config.data.test)
+        # the coordinator's own data has no sites, and its units are nobody's here
+        data = config.data.model_copy(update={"site": None, "unit": None})
+        train, test = records, load_records(data, config.task.labels, source=config.data.test)
     elif config.data.test_fraction > 0:
         kept, aside = holdout(records, fraction=config.data.test_fraction, seed=config.seed)
         train, test = records.select(kept), records.select(aside)
@@ -71,7 +73,9 @@ def _records(config: RunConfig, source: str) -> Records:
 def _digest(*parts: Records) -> str:
     digest = hashlib.sha256()
     for records in parts:
-        digest.update(records.labels.tobytes())
+        digest.update(records.labels.tobytes() + records.units.tobytes())
+        for name in (*records.unit_ids, *(records.sites or ())):
+            digest.update(hashlib.sha256(name.encode()).digest())
         for texts in records.texts:
             for text in texts:
                 digest.update(hashlib.sha256(text.encode()).digest())

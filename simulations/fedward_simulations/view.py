@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any, Protocol, Self, TextIO
 
 from fedward_simulations.panel import FIGURE, GAP, LABEL, QUIET, REMARK, Row, Span, bar, height, panel_rows
 from fedward_simulations.progress import Progress, caveats, measures, printable, reasons, size, summary_rows
+from fedward_simulations.tables import columns_lines, metrics_lines
 
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleDimensions, ConsoleOptions, RenderResult
@@ -36,8 +37,18 @@ if TYPE_CHECKING:
 
     from fedward_common.config import RunConfig
     from fedward_common.round import RoundRecord
+    from fedward_simulations.inspect import Summary
 
-__all__ = ["JsonView", "LineView", "LiveView", "OutputMode", "RunView", "choose_view"]
+__all__ = [
+    "JsonView",
+    "LineView",
+    "LiveView",
+    "OutputMode",
+    "RunView",
+    "choose_view",
+    "print_columns",
+    "print_metrics",
+]
 
 FRAMES_PER_SECOND = 4
 WIDEST = 110  # a panel wider than this is harder to read, not easier
@@ -241,8 +252,7 @@ class LineView(_Silent):
             yield f"{verb}: {reasons(counts)}" if reasons(counts) else ""
 
     def _write(self, line: str) -> None:
-        self._stream.write(printable(line).rstrip() + "\n")
-        self._stream.flush()
+        _write_line(self._stream, printable(line).rstrip())
 
 
 class LiveView(_Silent):
@@ -284,6 +294,7 @@ class LiveView(_Silent):
         if self._stop():
             self._print_notes()
             self._say(self._progress.epitaph())
+            sys.stderr.write(self._held.getvalue())
 
     def preparing(self, what: str) -> None:
         """Show what is being done until the next round."""
@@ -325,6 +336,7 @@ class LiveView(_Silent):
     def finished(self, summary: Mapping[str, Any]) -> None:
         """Leave the panel and print the results."""
         self._stop()
+        sys.stderr.write(self._held.getvalue())
         self._print_notes()
         self._console.print(_results(summary, width=min(self._console.width, WIDEST)))
         for text in caveats(summary):
@@ -342,7 +354,6 @@ class LiveView(_Silent):
         if live is not None:
             live.stop()
             self._restore.close()
-            sys.stderr.write(self._held.getvalue())
         return live is not None
 
     def _print_notes(self) -> None:
@@ -351,6 +362,25 @@ class LiveView(_Silent):
 
     def _say(self, text: str, *, style: str = "") -> None:
         self._console.print(text, style=style, highlight=False, markup=False, soft_wrap=True)
+
+
+def print_columns(summary: Summary) -> None:
+    """What ``inspect`` found in a file, as plain text of any width: nothing is cut."""
+    for line in columns_lines(summary):
+        _write_line(sys.stdout, line)
+
+
+def print_metrics(metrics: Mapping[str, Any]) -> None:
+    """What ``eval`` measured, as plain text of any width: nothing is cut."""
+    for line in metrics_lines(metrics):
+        _write_line(sys.stdout, line)
+
+
+def _write_line(stream: TextIO, line: str) -> None:
+    # a stream that cannot spell a name shows its code points rather than ending a run
+    encoding = stream.encoding or "utf-8"
+    stream.write(line.encode(encoding, "backslashreplace").decode(encoding) + "\n")
+    stream.flush()
 
 
 def _plain(value: object) -> object:

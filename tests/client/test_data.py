@@ -166,7 +166,7 @@ class TestReadTable:
             "print('torch' in sys.modules)"
         )
         keep = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "XDG_"))}
-        done = subprocess.run(  # noqa: S603
+        done = subprocess.run(
             [sys.executable, "-c", code, str(good), str(tmp_path / "b.jsonl")],
             env={**keep, "HOME": str(home), "TMPDIR": str(temporary)},
             capture_output=True,

@@ -7,13 +7,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fedward_client.release import NO_PLAN, Gate
+from fedward_client.release import Gate
 from fedward_common.adapter import Adapter
 from fedward_common.codec import decode_reply, new_key
 from fedward_common.errors import NonFiniteUpdate, SpecMismatch
 from fedward_common.privacy.guarantee import Guarantee, Unit
 from fedward_common.privacy.mechanism import MetricSums
-from fedward_common.round import Code, Refusal, Update
+from fedward_common.round import NO_PLAN, Code, Refusal, Update
 from fedward_simulations.run import Workbench
 from support.federation import plan_of, small_bench
 

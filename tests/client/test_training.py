@@ -138,7 +138,7 @@ def test_a_planted_nan_record_contributes_zero(
     token_of_victim = bench.inputs["site-1"].texts.tokens[int(record[0])]
     true_features: Callable[..., torch.Tensor] = model.features
 
-    def poisoned(ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    def poisoned(ids: torch.Tensor, mask: torch.Tensor, types: torch.Tensor | None = None) -> torch.Tensor:
         found = true_features(ids, mask)
         rows = [torch.equal(i[m.bool()], torch.from_numpy(token_of_victim)) for i, m in zip(ids, mask, strict=True)]
         return torch.where(torch.tensor(rows)[:, None], torch.nan, 1.0) * found

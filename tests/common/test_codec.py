@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import json
 import math
 import struct
@@ -322,7 +323,7 @@ def leaves(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
     return [path, *(leaf for key, item in items for leaf in leaves(item, (*path, key)))]
 
 
-odd = st.sampled_from(
+odd: st.SearchStrategy[Any] = st.sampled_from(
     [None, True, 0, -1, 2, 10**400, -0.0, 5e-324, 1e308, "", "\x00", "0" * 64, [], [[]], {}, {"": 0}, [0], 0.5, 2**63]
 )
 
@@ -334,7 +335,7 @@ def test_whatever_a_key_holder_puts_into_a_header_only_message_errors_come_out(n
     content = json.loads(header)
     for _ in range(data.draw(st.integers(1, 2))):
         path = data.draw(st.sampled_from(leaves(content)))
-        value = data.draw(odd)
+        value = copy.deepcopy(data.draw(odd))
         if not path:
             content = value
             break

@@ -84,9 +84,9 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def here(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.chdir(workplace)
-    before = {path for path in workplace.rglob("*")}
+    before = set(workplace.rglob("*"))
     yield workplace
-    assert {path for path in workplace.rglob("*")} == before, "an error left something behind"
+    assert set(workplace.rglob("*")) == before, "an error left something behind"
 
 
 @pytest.mark.parametrize(("command", "expected"), blocks(), ids=lambda value: str(value)[:60])

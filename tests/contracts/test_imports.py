@@ -22,7 +22,7 @@ print(json.dumps([sorted(set(name.partition(".")[0] for name in sys.modules)), d
 
 
 def loaded_by(names: list[str]) -> tuple[set[str], dict[str, str]]:
-    done = subprocess.run(  # noqa: S603
+    done = subprocess.run(
         [sys.executable, "-c", PROGRAM.format(names=names)], capture_output=True, text=True, check=True, timeout=60
     )
     modules, environment = json.loads(done.stdout.splitlines()[-1])

@@ -26,7 +26,7 @@ def state_after(finished: int) -> State:
     moments = Moments(
         first=generator.normal(size=SPEC.size),
         second=np.exp(generator.normal(size=SPEC.size) * 100),
-        steps={name: finished for name in SPEC.slices},
+        steps=dict.fromkeys(SPEC.slices, finished),
     )
     return State(finished=finished, adapter=START.scaled(1 + finished), moments=moments)
 
@@ -146,7 +146,12 @@ def test_files_are_on_disk_before_the_rename_and_the_folder_after(
     happened: list[str] = []
     rename = Path.rename
     monkeypatch.setattr(checkpoint, "_fsync", lambda path: happened.append(path.name))
-    monkeypatch.setattr(Path, "rename", lambda self, to: (happened.append("rename"), rename(self, to))[1])
+
+    def noted(self: Path, to: Path) -> Path:
+        happened.append("rename")
+        return rename(self, to)
+
+    monkeypatch.setattr(Path, "rename", noted)
     save(tmp_path / "kept", 1)
     assert set(happened[:3]) == set(FILES)
     assert happened[3:] == [".round-0001.part", "rename", "kept"]

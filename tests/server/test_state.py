@@ -5,12 +5,15 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 
 from fedward_common.config import ServerOptimiser
 from fedward_common.errors import SpecMismatch
 from fedward_common.round import Aggregate
 from fedward_server.state import State, advance
 from support.nouns import HEAD, SPEC, START, adapter_of, plan_from, update_for
+
+Vector = NDArray[np.float64]
 
 PLAN = plan_from()
 RATE = 0.05
@@ -61,7 +64,7 @@ def test_adam_is_torchs_adam_on_minus_the_mean_delta() -> None:
     np.testing.assert_allclose(state.adapter.vector[:6], parameter.detach().numpy(), rtol=0, atol=1e-6)
 
 
-def step_of(first: np.ndarray, second: np.ndarray, steps: int) -> np.ndarray:  # type: ignore[type-arg]
+def step_of(first: Vector, second: Vector, steps: int) -> Vector:
     """Adam's step, as the paper writes it."""
     return np.asarray(first / (1 - 0.9**steps) / np.sqrt(second / (1 - 0.999**steps)))
 

@@ -160,7 +160,7 @@ def test_the_summary_has_shares_first_and_leaves_out_what_is_missing() -> None:
         ("head only", "0.6600", 0.66),
         ("commonest label", "0.2500", 0.25),
     ]
-    assert dict((label, figure) for label, figure, _ in rows)["traffic"] == "up 0.3 MB, down 0.6 MB"
+    assert {label: figure for label, figure, _ in rows}["traffic"] == "up 0.3 MB, down 0.6 MB"
     assert summary_rows({"accuracy": 0.5}) == [("accuracy", "0.5000", 0.5)]
 
 

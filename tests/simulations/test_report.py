@@ -40,7 +40,7 @@ def test_a_last_line_that_a_stop_cut_short_is_left_out(tmp_path: Path) -> None:
 
 def test_a_broken_line_anywhere_else_is_an_error(tmp_path: Path) -> None:
     a_run(tmp_path, tail='{"rou\n{"round": 7}\n')
-    with pytest.raises(OutputError, match="line 8 of .* is broken") as caught:
+    with pytest.raises(OutputError, match=r"line 8 of .* is broken") as caught:
         load_rounds(tmp_path)
     assert caught.value.hint
 

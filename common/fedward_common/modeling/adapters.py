@@ -85,17 +85,18 @@ class AdaptedModel(nn.Module):
         """Where the model's numbers are."""
         return self.head.weight.device
 
-    def features(self, input_ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        """Pool the encoder's last layer: ``(n, tokens)`` ids and mask to ``(n, hidden)``."""
-        hidden: torch.Tensor = self.encoder(input_ids=input_ids, attention_mask=mask).last_hidden_state
+    def features(self, input_ids: torch.Tensor, mask: torch.Tensor, types: torch.Tensor | None = None) -> torch.Tensor:
+        """Pool the encoder's last layer: ``(n, tokens)`` ids, mask and text types to ``(n, hidden)``."""
+        pair = {} if types is None else {"token_type_ids": types}
+        hidden: torch.Tensor = self.encoder(input_ids=input_ids, attention_mask=mask, **pair).last_hidden_state
         if self.pooling is Pooling.CLS:
             return hidden[:, 0]
         weights = mask.unsqueeze(-1).to(hidden.dtype)
         return (hidden * weights).sum(1) / weights.sum(1).clamp(min=1)  # a text may have no token at all
 
-    def forward(self, input_ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    def forward(self, input_ids: torch.Tensor, mask: torch.Tensor, types: torch.Tensor | None = None) -> torch.Tensor:
         """Logits: ``(n, tokens)`` to ``(n, classes)``."""
-        logits: torch.Tensor = self.head(self.features(input_ids, mask))
+        logits: torch.Tensor = self.head(self.features(input_ids, mask, types))
         return logits
 
     def select(self, groups: Iterable[str]) -> list[nn.Parameter]:

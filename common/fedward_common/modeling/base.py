@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -82,7 +83,7 @@ def locate(model: ModelConfig) -> Path:
     """
     if model.base in ALIASES:
         return _packaged(model.base, ALIASES[model.base])
-    folder = Path(model.base).expanduser()
+    folder = Path(os.path.expanduser(model.base))  # unlike Path.expanduser it leaves an unknown ~user as it is
     if folder.is_dir():
         return folder
     if model.base.count("/") != 1 or model.base.startswith((".", "/", "~")):
@@ -128,7 +129,7 @@ def load_base(model: ModelConfig) -> Base:
         encoder=encoder,
         tokenizer=tokenizer,
         pooling=model.pooling,
-        max_tokens=min(model.max_tokens, int(getattr(encoder.config, "max_position_embeddings", model.max_tokens))),
+        max_tokens=min(model.max_tokens, int(tokenizer.model_max_length), _positions(encoder)),
         hidden_size=int(encoder.config.hidden_size),
         fingerprint=identity,
     )
@@ -155,6 +156,10 @@ def _load(folder: Path, name: str) -> tuple[Any, Any]:
     if missing:
         raise ModelError(f"base model {name} lacks weights of its encoder: {missing[0]}", hint="save the model again")
     return encoder, tokenizer
+
+
+def _positions(encoder: Any) -> int:
+    return int(getattr(encoder.config, "max_position_embeddings", 8192))
 
 
 def _without_dropout(encoder: nn.Module) -> None:
@@ -191,7 +196,9 @@ def _from_hub(hub_id: str, revision: str) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(hub_id, revision=revision, allow_patterns=["*.safetensors", "*.json", "*.txt"]))
+        return Path(
+            snapshot_download(hub_id, revision=revision, allow_patterns=["*.safetensors", "*.json", "*.txt", "*.model"])
+        )
     except Exception as error:  # the hub library raises many types, of network and of name
         raise ModelError(
             f"hub model {hub_id} could not be fetched ({type(error).__name__})",

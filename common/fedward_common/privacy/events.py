@@ -13,7 +13,7 @@ Example:
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Self
 
@@ -103,8 +103,11 @@ def merged(events: Iterable[GaussianSum]) -> tuple[GaussianSum, ...]:
       - The total count of each (side, sampling rate, noise multiplier) is unchanged.
       - Merging twice changes nothing.
     """
-    found: dict[tuple[Side, float, float], GaussianSum] = {}
+    counts: dict[tuple[Side, float, float], int] = {}  # a ledger merges every round's events in every round
     for event in events:
         kind = (event.side, event.sampling_rate, event.noise_multiplier)
-        found[kind] = replace(event, count=event.count + found[kind].count) if kind in found else event
-    return tuple(found.values())
+        counts[kind] = counts.get(kind, 0) + event.count
+    return tuple(
+        GaussianSum(side=side, sampling_rate=rate, noise_multiplier=noise, count=count)
+        for (side, rate, noise), count in counts.items()
+    )

@@ -25,19 +25,29 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
-    """A padded physical batch: ``ids`` and ``mask`` of shape ``(n, tokens)``, ``index`` of the n records in it."""
+    """A padded physical batch: ``ids``, ``mask`` and ``types`` of shape ``(n, tokens)``, ``index`` of its n records.
+
+    ``types`` tells the two texts of a pair apart, where the base model does; None elsewhere.
+    """
 
     ids: torch.Tensor
     mask: torch.Tensor
+    types: torch.Tensor | None
     index: NDArray[np.int64]
+
+    @property
+    def inputs(self) -> tuple[torch.Tensor, ...]:
+        """What the model is called with."""
+        return (self.ids, self.mask) if self.types is None else (self.ids, self.mask, self.types)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class TokenisedTexts:
-    """Token ids of every record, unpadded."""
+    """Token ids of every record, unpadded; ``types`` of the same shapes for pairs."""
 
     tokens: tuple[NDArray[np.int64], ...]
     pad_id: int
+    types: tuple[NDArray[np.int64], ...] | None = None
 
     def __len__(self) -> int:
         """Number of records."""
@@ -52,12 +62,12 @@ class TokenisedTexts:
         """Pad the chosen records to their longest, at least one token."""
         chosen = [self.tokens[i] for i in index]
         width = max((len(t) for t in chosen if len(t)), default=1)
-        ids = np.full((len(chosen), width), self.pad_id, np.int64)
-        mask = np.zeros_like(ids)
-        for row, tokens in enumerate(chosen):
-            ids[row, : len(tokens)] = tokens
-            mask[row, : len(tokens)] = 1
-        return Batch(ids=torch.from_numpy(ids).to(device), mask=torch.from_numpy(mask).to(device), index=index)
+        return Batch(
+            ids=_pad(chosen, width, self.pad_id).to(device),
+            mask=_pad([np.ones_like(t) for t in chosen], width, 0).to(device),
+            types=None if self.types is None else _pad([self.types[i] for i in index], width, 0).to(device),
+            index=index,
+        )
 
     def batches(self, index: NDArray[np.int64], *, size: int, device: torch.device) -> Iterator[Batch]:
         """Physical batches of like lengths, longest last: little padding."""
@@ -72,8 +82,20 @@ def tokenise(base: Base, texts: Sequence[tuple[str, ...]]) -> TokenisedTexts:
     if not texts:
         return TokenisedTexts(tokens=(), pad_id=pad)
     columns: list[Any] = [list(column) for column in zip(*texts, strict=True)]
-    ids = base.tokenizer(*columns, truncation=True, max_length=base.max_tokens)["input_ids"]
-    return TokenisedTexts(tokens=tuple(np.asarray(row, np.int64) for row in ids), pad_id=pad)
+    found = base.tokenizer(*columns, truncation=True, max_length=base.max_tokens)
+    pairs = len(columns) > 1 and "token_type_ids" in found
+    return TokenisedTexts(
+        tokens=tuple(np.asarray(row, np.int64) for row in found["input_ids"]),
+        pad_id=pad,
+        types=tuple(np.asarray(row, np.int64) for row in found["token_type_ids"]) if pairs else None,
+    )
+
+
+def _pad(rows: Sequence[NDArray[np.int64]], width: int, filler: int) -> torch.Tensor:
+    padded = np.full((len(rows), width), filler, np.int64)
+    for number, row in enumerate(rows):
+        padded[number, : len(row)] = row
+    return torch.from_numpy(padded)
 
 
 def losses(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
@@ -103,7 +125,7 @@ def features(
 
 def _over(
     model: AdaptedModel,
-    function: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+    function: Callable[..., torch.Tensor],
     texts: TokenisedTexts,
     batch_size: int,
     progress: Progress | None,
@@ -113,7 +135,7 @@ def _over(
     done = 0
     with torch.no_grad():
         for batch in texts.batches(np.arange(len(texts)), size=batch_size, device=model.device):
-            rows.append(function(batch.ids, batch.mask).float())
+            rows.append(function(*batch.inputs).float())
             order.append(batch.index)
             done += len(batch.index)
             if progress:

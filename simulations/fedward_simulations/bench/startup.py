@@ -45,7 +45,7 @@ def _until_exit(*arguments: str, code: int) -> float:
 def _until_plan(out: Path) -> float:
     began = time.perf_counter()
     command = [*PROGRAM, "demo", "--json", "--out", str(out)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:  # noqa: S603
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as process:  # noqa: S603
         try:
             for line in process.stdout or ():
                 if json.loads(line)["event"] == "started":  # the next thing that happens is that plans are sent

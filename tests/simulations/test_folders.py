@@ -1,0 +1,52 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from fedward_common.errors import OutputError
+from fedward_simulations.folders import claim_folder, move_aside, read_stopped, read_summary, write_summary
+
+
+def test_missing_and_empty_folders_are_free(tmp_path: Path) -> None:
+    claim_folder(tmp_path / "missing")
+    claim_folder(tmp_path)
+    assert not (tmp_path / "missing").exists()
+
+
+def test_what_holds_something_is_not_free(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    for taken in (tmp_path, tmp_path / "file"):
+        with pytest.raises(OutputError):
+            claim_folder(taken)
+
+
+def test_earlier_results_are_numbered_and_none_is_lost(tmp_path: Path) -> None:
+    for text in ("first", "second"):
+        (tmp_path / "demo").mkdir()
+        (tmp_path / "demo" / "result").write_text(text)
+        move_aside(tmp_path / "demo")
+    assert (tmp_path / "demo.1" / "result").read_text() == "first"
+    assert (tmp_path / "demo.2" / "result").read_text() == "second"
+    assert move_aside(tmp_path / "demo") is None
+
+
+def test_a_summary_is_whole_or_absent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_summary(tmp_path, {"accuracy": 0.5})
+
+    def full(*args: object, **kwargs: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_text", full)
+        with pytest.raises(OutputError, match="No space left"):
+            write_summary(tmp_path, {"accuracy": 0.9})
+    assert read_summary(tmp_path) == {"accuracy": 0.5}
+
+
+def test_a_folder_without_a_run_has_nothing_to_resume(tmp_path: Path) -> None:
+    with pytest.raises(OutputError, match="there is no run in"):
+        read_stopped(tmp_path)
+    write_summary(tmp_path, {})
+    with pytest.raises(OutputError, match="is finished"):
+        read_stopped(tmp_path)

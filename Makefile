@@ -40,6 +40,8 @@ venv: .venv/.done
 demo: venv
 	$(V)/fedward-sim demo $(ARGS)
 
+# threads that wait must not spin: tests share the cores with the processes that they start
+test: export OMP_WAIT_POLICY := PASSIVE
 test: venv
 	$(V)/python -m pytest $(ARGS)
 

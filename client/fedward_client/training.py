@@ -45,6 +45,7 @@ __all__ = ["LocalTrainer", "PhysicalBatch", "SiteInputs", "UnitOptimizer"]
 Indices = NDArray[np.int64]
 _Read = Callable[[Indices], tuple[torch.Tensor, ...]]
 
+SUM_BLOCK = 16  # rows summed in float32 before float64 takes over
 HEAD_BATCH_NUMBERS = 4_000_000  # per-record gradients of the head in memory at once: 16 MB
 
 
@@ -81,43 +82,59 @@ class UnitOptimizer(DPOptimizer):  # type: ignore[misc]
             loss_reduction="sum",
         )
         self.mechanism = mechanism
-        size = sum(p.numel() for p in self.params)
-        self.total = torch.zeros(size, dtype=torch.float64, device=self.params[0].device)
-        self._open: torch.Tensor | None = None
+        self.totals = [torch.zeros(p.numel(), dtype=torch.float64, device=p.device) for p in self.params]
+        self._open: list[torch.Tensor] | None = None
 
     def accumulate(self, batch: PhysicalBatch) -> None:
         """Reduce this batch's per-record gradients to units, clip them, and add them to the step's sum."""
-        rows = torch.cat([p.grad_sample.flatten(1).float() for p in self.params], dim=1)
+        rows = [p.grad_sample.flatten(1).float() for p in self.params]
         self.zero_grad(set_to_none=True)
-        numbers, where = np.unique(batch.units, return_inverse=True)
         if not np.all(batch.shares == 1):  # else every unit is one record, and the rows are the units
-            shares = torch.from_numpy(batch.shares).to(rows.device).unsqueeze(1)
-            index = torch.from_numpy(where).to(rows.device)
-            rows = torch.zeros(len(numbers), rows.shape[1], device=rows.device).index_add_(0, index, rows * shares)
-        self._add_units(rows, goes_on=batch.open_unit == int(numbers[-1]))
-
-    def _add_units(self, units: torch.Tensor, *, goes_on: bool) -> None:
+            rows = [_reduced(part, batch) for part in rows]
         if self._open is not None:  # the first unit of this batch began in the one before
-            units[0] += self._open
+            for part, begun in zip(rows, self._open, strict=True):
+                part[0] += begun
             self._open = None
-        if goes_on:
-            units, self._open = units[:-1], units[-1].clone()
-        norms = units.norm(dim=1)
-        factors = torch.from_numpy(self.mechanism.clip_factors(norms.cpu().numpy())).to(units.device)
-        if not torch.all(factors > 0):  # a factor of zero does not silence NaN: the row itself must go
-            units = torch.where(factors.unsqueeze(1) > 0, units, 0.0)
-        self.total += factors.double() @ units.double()  # float64: the proof of the noise is about a real sum
+        if batch.open_unit == int(batch.units[-1]):
+            rows, self._open = [part[:-1] for part in rows], [part[-1].clone() for part in rows]
+        self._add(rows)
+
+    def _add(self, units: list[torch.Tensor]) -> None:
+        norms = torch.stack([part.norm(dim=1) for part in units]).norm(dim=0)
+        factors = torch.from_numpy(self.mechanism.clip_factors(norms.cpu().numpy())).to(norms.device)
+        silent = factors == 0
+        for part, total in zip(units, self.totals, strict=True):
+            if silent.any():  # a factor of zero does not silence NaN: the row itself must go
+                part[silent] = 0.0
+            total += _weighted_sum(factors, part)
 
     def release(self, stream: Stream) -> None:
         """Noise, divide, and hand the gradient to the wrapped optimiser; then take its step."""
-        noisy = torch.from_numpy(self.mechanism.release(self.total.cpu().numpy(), stream))
-        start = 0
-        for parameter in self.params:
-            part = noisy[start : start + parameter.numel()]
+        total = torch.cat(self.totals).cpu().numpy()
+        noisy = torch.from_numpy(self.mechanism.release(total, stream))
+        for parameter, part in zip(self.params, torch.split(noisy, [t.numel() for t in self.totals]), strict=True):
             parameter.grad = part.to(parameter.dtype).view_as(parameter).to(parameter.device)
-            start += parameter.numel()
         self.original_optimizer.step()
-        self.total.zero_()
+        for part in self.totals:
+            part.zero_()
+
+
+def _reduced(rows: torch.Tensor, batch: PhysicalBatch) -> torch.Tensor:
+    # per-record gradients (n, d) to the (partial) mean gradient of each unit in the batch
+    numbers, where = np.unique(batch.units, return_inverse=True)
+    shares = torch.from_numpy(batch.shares).to(rows.device).unsqueeze(1)
+    index = torch.from_numpy(where).to(rows.device)
+    return torch.zeros(len(numbers), rows.shape[1], device=rows.device).index_add_(0, index, rows * shares)
+
+
+def _weighted_sum(factors: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+    # sums of a few rows in float32, their sum in float64: the proof of the noise is about a real sum
+    whole = len(rows) // SUM_BLOCK * SUM_BLOCK
+    total = (factors[whole:].double() @ rows[whole:].double()) if whole < len(rows) else 0.0
+    if whole:
+        blocks = torch.bmm(factors[:whole].view(-1, 1, SUM_BLOCK), rows[:whole].view(-1, SUM_BLOCK, rows.shape[1]))
+        total = total + blocks.sum(0, dtype=torch.float64).flatten()
+    return torch.as_tensor(total)
 
 
 class SiteInputs:
@@ -130,11 +147,11 @@ class SiteInputs:
         """Texts are tokenised when first needed."""
         self._base, self._records = base, records
         self._texts: TokenisedTexts | None = None
-        self._features: tuple[str, torch.Tensor] | None = None
+        self._features: dict[str, torch.Tensor] = {}
 
     def forget(self) -> None:
         """Drop cached features: at the end of a run, or when the model below them changed."""
-        self._features = None
+        self._features.clear()
 
     @property
     def texts(self) -> TokenisedTexts:
@@ -145,16 +162,16 @@ class SiteInputs:
 
     def known_features(self, adapter: Adapter) -> torch.Tensor | None:
         """Features under this adapter's frozen part, if they were computed: ``(records, hidden)``."""
-        if self._features is None or self._features[0] != _frozen_key(adapter):
-            return None
-        return self._features[1]
+        return self._features.get(_frozen_key(adapter))
 
     def features(self, model: AdaptedModel, adapter: Adapter, progress: Progress | None) -> torch.Tensor:
-        """Features under the adapter that ``model`` holds, computed at most once for each frozen part."""
+        """Features under the adapter that ``model`` holds; those of the last two frozen parts are kept."""
         found = self.known_features(adapter)
         if found is None:
             found = features(model, self.texts, progress=progress)
-            self._features = (_frozen_key(adapter), found)
+            self._features[_frozen_key(adapter)] = found
+            for oldest in list(self._features)[:-2]:
+                del self._features[oldest]
         return found
 
 

@@ -3,8 +3,9 @@
     magic "FWRD" | version u16 | kind u8 | header length u32 | header | body length u64 | body | signature 64
 
 Header: canonical JSON (sorted keys, no spaces, no NaN). Body: float32 tensors, little-endian, in the spec's order.
-The Ed25519 signature covers everything before it behind a prefix that names the kind, so that a plan can never pass as
-an update. Decoding accepts only bytes that encoding the result would give again: one meaning, one spelling.
+The Ed25519 signature covers the SHA-256 of everything before it, behind a prefix that names the kind, so that a plan can
+never pass as an update and a large message is hashed once. Decoding accepts only bytes that encoding the result would
+give again: one meaning, one spelling.
 
 Example:
     >>> key = new_key()
@@ -198,11 +199,11 @@ def _reader(kind: Kind) -> TypeAdapter[Any]:
 def _encode(kind: Kind, header: Any, body: bytes, key: Ed25519PrivateKey) -> bytes:
     text = _canonical(_reader(kind).dump_python(header, mode="json"))
     message = b"".join([_PREFIX.pack(MAGIC, VERSION, kind, len(text)), text, _LENGTH.pack(len(body)), body])
-    return message + key.sign(_domain(kind) + message)
+    return message + key.sign(_signed_over(kind, message))
 
 
-def _domain(kind: int) -> bytes:
-    return b"fedward/%d/%d\x00" % (VERSION, kind)
+def _signed_over(kind: int, message: bytes | memoryview) -> bytes:
+    return b"fedward/%d/%d\x00" % (VERSION, kind) + hashlib.sha256(message).digest()
 
 
 def _decode(data: bytes, public_key: Ed25519PublicKey, expected: set[Kind]) -> tuple[Kind, Any, bytes]:
@@ -229,7 +230,7 @@ def _verify(data: bytes, public_key: Ed25519PublicKey, expected: set[Kind]) -> K
             "a message is of another kind or version", hint=f"this side reads version {VERSION}; update the other side"
         )
     try:
-        public_key.verify(data[-_SIGNATURE_BYTES:], _domain(kind) + data[:-_SIGNATURE_BYTES])
+        public_key.verify(data[-_SIGNATURE_BYTES:], _signed_over(kind, memoryview(data)[:-_SIGNATURE_BYTES]))
     except InvalidSignature:
         raise BadSignature("a signature does not hold", hint="compare key fingerprints with the other side") from None
     return Kind(kind)

@@ -148,6 +148,9 @@ class Progress:
     def cache(self, *, site: str, done: int, total: int) -> None:
         """Features of a site; times the passes as they come."""
         now = self._clock()
+        known, whole = self.caches.get(site, (0, 1))
+        if done < total and known >= whole:  # it was complete: the model below the head moved, and all begin again
+            self.caches, self._caching_seconds, self._caching_before = {}, 0.0, 0.0
         self._caching_seconds += now - self._tick if self._tick is not None else 0.0
         self._tick = None if done >= total else now
         self.caching = True

@@ -121,6 +121,7 @@ class _Run:
 
     @classmethod
     def load(cls, directory: Path) -> _Run:
+        """Read a run directory; a run without a finished attempt is an ``OutputError``."""
         attempts = load_rounds(directory)
         if not attempts:
             raise OutputError(f"no round has ended in {directory}", hint="go on with `fedward-sim run --resume`")

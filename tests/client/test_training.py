@@ -174,7 +174,7 @@ def test_the_optimiser_divides_by_the_declared_number(tmp_path: Path) -> None:
     parameter = torch.nn.Parameter(torch.zeros(3))
     mechanism = a_sum(nominal_units=50, sampling_rate=0.5, noise_multiplier=1e-6)
     optimizer = UnitOptimizer(torch.optim.SGD([parameter], lr=1.0), mechanism=mechanism)
-    optimizer.total += torch.tensor([25.0, 0.0, -50.0])
+    optimizer.totals[0] += torch.tensor([25.0, 0.0, -50.0])
     optimizer.release(SeededRandom(seed=0, site="a").stream(round=1, step=0, purpose=Purpose.NOISE))
     np.testing.assert_allclose(parameter.detach().numpy(), [-1.0, 0.0, 2.0], atol=1e-5)
 

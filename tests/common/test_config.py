@@ -195,7 +195,8 @@ def test_the_last_of_two_overrides_wins() -> None:
 @pytest.mark.parametrize("stage", ["adapter", "1"])
 def test_set_reaches_the_default_stages_of_a_file_without_stages(stage: str) -> None:
     changed = config(f"stages.{stage}.rounds=2")
-    assert changed.stages == (DEFAULT_STAGES[0], DEFAULT_STAGES[1].model_copy(update={"rounds": 2}))
+    second = DEFAULT_STAGES[1].model_copy(update={"rounds": 2})
+    assert changed.stages == (DEFAULT_STAGES[0], second, *DEFAULT_STAGES[2:])
 
 
 @pytest.mark.parametrize(
@@ -205,7 +206,7 @@ def test_set_reaches_the_default_stages_of_a_file_without_stages(stage: str) -> 
         ("=4", "is not of the form a.b=value"),
         ("privacy..epsilon=4", "is not of the form a.b=value"),
         ("stages.three.rounds=1", "'three' is neither a name nor a number"),
-        ("stages.2.rounds=1", "'2' is neither a name nor a number"),
+        ("stages.9.rounds=1", "'9' is neither a name nor a number"),
         ("stages.-1.rounds=1", "'-1' is neither a name nor a number"),
         ("stages.².rounds=1", "'²' is neither a name nor a number"),
         ("task.labels.7=x", "'7' is neither a name nor a number"),
@@ -278,7 +279,7 @@ def test_defaults_written_out_change_nothing() -> None:
 
 def test_the_digest_is_stable() -> None:
     # changes only when a default or a key of the run file changes, which the changelog must then say
-    assert config().digest == "1852c4a657a54a0f44b26dbb992f76e31ddeb9ffa7442559ae586e912797a1e3"
+    assert config().digest == "a46095f3f7b3f4ce92a2316e251f0e9ffeb6b2d2f393530a92d7eef5b8a3b8e9"
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 import json
 import struct
 from collections.abc import Callable
@@ -40,7 +41,7 @@ def resigned(data: bytes, change: Callable[[dict[str, Any]], object]) -> bytes:
     change(content)
     header = json.dumps(content, sort_keys=True, separators=(",", ":")).encode()
     message = data[:7] + struct.pack("<I", len(header)) + header + data[11 + length : -64]
-    return message + KEY.sign(b"fedward/1/2\x00" + message)
+    return message + KEY.sign(b"fedward/1/2\x00" + hashlib.sha256(message).digest())
 
 
 def test_a_good_update_is_admitted() -> None:

@@ -118,6 +118,16 @@ def test_half_of_the_features_take_as_long_as_the_other_half() -> None:
     assert progress.left == pytest.approx(10.0 + 4 * 20.0 / 50)
 
 
+def test_features_that_are_computed_again_count_from_nothing() -> None:
+    progress = under_way(Clock(), rounds=0)
+    for site, units in SITES.items():
+        progress.cache(site=site, done=units // 2, total=units)
+        progress.cache(site=site, done=units, total=units)
+    assert progress.cached_share == 1.0
+    progress.cache(site="site-1", done=50, total=100)
+    assert progress.cached_share == pytest.approx(50 / 180)
+
+
 # ---- what was seen -----------------------------------------------------------------
 def test_answers_are_told_apart() -> None:
     progress = Progress(clock=Clock())

@@ -7,6 +7,7 @@ Example:
 
 from __future__ import annotations
 
+import hashlib
 import struct
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -47,4 +48,4 @@ def put_together(
 
 def signed(kind: int, message: bytes, *, key: Ed25519PrivateKey = KEY) -> bytes:
     """Any bytes with the signature that a message of this kind would bear."""
-    return message + key.sign(b"fedward/1/%d\x00" % kind + message)
+    return message + key.sign(b"fedward/1/%d\x00" % kind + hashlib.sha256(message).digest())

@@ -10,7 +10,8 @@ Source: LoRA arXiv:2106.09685; LoRA-XS arXiv:2405.17604; Fed-SB arXiv:2502.15436
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -189,10 +190,23 @@ def _initialise(name: str, layer: Any, config: AdapterConfig, seed: int) -> None
             layer.lora_B[_SLOT].weight.zero_()
 
 
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    # on a busy machine threads that wait for each other at every step of a small decomposition take a hundredfold
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
 def _principal_factors(weight: NDArray[np.floating], rank: int) -> tuple[Vector, Vector]:
     # W ~ U S V^T; A = S^(1/2) V^T, B = U S^(1/2). In float64 and with the sign of each pair fixed by its largest entry,
-    # so that every site derives the same factors from the same weights
-    u, s, vt = np.linalg.svd(weight.astype(np.float64), full_matrices=False)
+    # so that every site derives the same factors from the same weights, also on another number of cores
+    with _one_thread():
+        parts = torch.linalg.svd(torch.from_numpy(weight).double(), full_matrices=False)
+    u, s, vt = (part.numpy() for part in parts)
     u, s, vt = u[:, :rank], s[:rank], vt[:rank]
     signs = np.sign(vt[np.arange(rank), np.abs(vt).argmax(1)])
     root = np.sqrt(s)

@@ -3,9 +3,9 @@
     magic "FWRD" | version u16 | kind u8 | header length u32 | header | body length u64 | body | signature 64
 
 Header: canonical JSON (sorted keys, no spaces, no NaN). Body: float32 tensors, little-endian, in the spec's order.
-The Ed25519 signature covers the SHA-256 of everything before it, behind a prefix that names the kind, so that a plan can
-never pass as an update and a large message is hashed once. Decoding accepts only bytes that encoding the result would
-give again: one meaning, one spelling.
+The Ed25519 signature covers the SHA-256 of everything before it, behind a prefix that names the kind, so that a plan
+can never pass as an update and a large message is hashed once. Decoding accepts only bytes that encoding the result
+would give again: one meaning, one spelling.
 
 Example:
     >>> key = new_key()

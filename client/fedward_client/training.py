@@ -188,7 +188,7 @@ class LocalTrainer:
         data: SiteData,
         inputs: SiteInputs,
         randomness: Randomness,
-        batch_size: int = 32,
+        batch_size: int = 64,
         progress: Progress | None = None,
     ) -> None:
         """Keep references. ``batch_size`` bounds the records in memory at once and has no effect on results."""

@@ -147,7 +147,7 @@ class AdapterConfig(Section):
 
     method: Method = Method.CORE
     rank: Annotated[StrictInt, Field(ge=1, le=1024)] = 16
-    alpha: Positive = 64.0
+    alpha: Positive = 256.0
     target_modules: Annotated[tuple[Name, ...], Field(min_length=1)] = ("query", "value")
     freeze_a: StrictBool = False
 
@@ -246,16 +246,17 @@ class ServerConfig(Section):
 
 
 DEFAULT_STAGES = (
-    StageConfig(name="head", train=("head",), rounds=60, evaluate_every=20),
+    StageConfig(name="head", train=("head",), rounds=30, evaluate_every=15),
     StageConfig(
         name="adapter",
         train=("adapter",),
-        rounds=16,
+        rounds=12,
         sampling_rate=0.1,
         noise_ratio=0.3,
-        server_learning_rate=0.005,
-        evaluate_every=8,
+        server_learning_rate=0.00125,
+        evaluate_every=6,
     ),
+    StageConfig(name="refit", train=("head",), rounds=30, evaluate_every=15),
 )
 
 

@@ -23,12 +23,12 @@ from fedward_server.loop import stage_of
 
 __all__ = ["TestEvaluator"]
 
-EVERY = 8  # rounds between evaluations in a stage whose every evaluation needs a full forward pass
+EVERY = 6  # rounds between evaluations in a stage whose every evaluation needs a full forward pass
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class TestEvaluator:
-    """Measures the global adapter: each round while only the head trains, else every eighth and each stage's last.
+    """Measures the global adapter: each round while only the head trains, else every sixth and each stage's last.
 
     ``inputs`` keeps token ids and features, as a site's does.
     """

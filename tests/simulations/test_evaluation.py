@@ -22,9 +22,9 @@ def test_head_rounds_are_measured_from_cached_features_and_agree_with_a_full_pas
     assert bench.evaluator.final(adapter).accuracy == pytest.approx(full["accuracy"])
 
 
-def test_in_adapter_stages_only_every_eighth_and_the_last_round_are_measured(tmp_path: Path) -> None:
+def test_in_adapter_stages_only_every_sixth_and_the_last_round_are_measured(tmp_path: Path) -> None:
     stages = [{"name": "adapter", "train": ["adapter"], "rounds": 14, "sampling_rate": 0.5}]
     bench = small_bench(tmp_path, stages=stages)
     initial = bench.prepared.bundle.initial
     measured = [round for round in range(1, 15) if bench.evaluator.evaluate(initial, round=round)]
-    assert measured == [8, 14]
+    assert measured == [6, 12, 14]

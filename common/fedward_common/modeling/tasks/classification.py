@@ -110,14 +110,14 @@ def scores(logits: torch.Tensor, labels: torch.Tensor) -> NDArray[np.float64]:
 
 
 def predict(
-    model: AdaptedModel, texts: TokenisedTexts, *, batch_size: int = 32, progress: Progress | None = None
+    model: AdaptedModel, texts: TokenisedTexts, *, batch_size: int = 64, progress: Progress | None = None
 ) -> torch.Tensor:
     """Logits of every record in its order: ``(n, classes)``."""
     return _over(model, model.forward, texts, batch_size, progress)
 
 
 def features(
-    model: AdaptedModel, texts: TokenisedTexts, *, batch_size: int = 32, progress: Progress | None = None
+    model: AdaptedModel, texts: TokenisedTexts, *, batch_size: int = 64, progress: Progress | None = None
 ) -> torch.Tensor:
     """Pooled features of every record in its order: ``(n, hidden)``."""
     return _over(model, model.features, texts, batch_size, progress)

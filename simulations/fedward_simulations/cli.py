@@ -235,7 +235,7 @@ def _complain(what: str, hint: str, *, word: str = "error") -> None:
 def main() -> None:
     """Entry point: run a command and turn errors into two lines and an exit code."""
     try:
-        code = app(standalone_mode=False)
+        code = app(standalone_mode=False, prog_name="fedward-sim")
     except RoundAbandoned as error:
         _complain(str(error), error.hint)
         sys.exit(1)

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from fedward_simulations.cli import main
+from fedward_simulations.demo import quick_config
 from support.tiny import tiny_base
 
 ROOT = Path(__file__).parents[2]
@@ -44,7 +45,7 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
     assert "\x1b" not in done.stdout
-    assert len(re.findall(r"^round ", done.stdout, flags=re.M)) == 6
+    assert len(re.findall(r"^round ", done.stdout, flags=re.M)) == quick_config().total_rounds
     assert "commonest label" in done.stdout
     return out
 
@@ -66,7 +67,7 @@ def test_an_earlier_demo_is_moved_aside(command: Command, tmp_path: Path) -> Non
 
 def test_json_prints_one_object_a_line_and_the_summary_last(command: Command, tmp_path: Path) -> None:
     rows = [json.loads(line) for line in command("demo", "--quick", "--json", "--out", tmp_path / "d").splitlines()]
-    assert [row["event"] for row in rows if row["event"] == "round"] == ["round"] * 6
+    assert [row["event"] for row in rows if row["event"] == "round"] == ["round"] * quick_config().total_rounds
     assert rows[-1]["event"] == "summary"
 
 

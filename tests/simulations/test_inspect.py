@@ -191,7 +191,9 @@ class TestRender:
         config = RunConfig(
             schema_version=1,
             task=TaskConfig(labels=tuple(labels)),
-            data=DataConfig(train=text, text=(text, label), label=label, site=site, unit=person),
+            data=DataConfig(
+                train=text, text=(text, label), label=label, site=site, unit=person if unit is Unit.PATIENT else None
+            ),
             privacy=PrivacyConfig(unit=unit, delta=1e-7),
             partition={"method": method},  # type: ignore[arg-type]
         )

@@ -12,8 +12,9 @@ import pytest
 
 from fedward_common.codec import encode_plan, encode_reply
 from fedward_common.config import Weights
+from fedward_common.privacy.guarantee import Unit
 from fedward_common.privacy.mechanism import MetricSums
-from fedward_common.round import Code, Refusal, RoundPlan, Update
+from fedward_common.round import NO_PLAN, Code, Refusal, RoundPlan, Update
 from fedward_server.admission import MAX_NOMINAL_UNITS, Admission, Drop, weight_of
 from support.nouns import HEAD, KEY, OTHER_KEY, SPEC, START, adapter_of, plan_from, update_for
 
@@ -148,6 +149,22 @@ def test_a_forged_answer_does_not_use_up_the_sites_own() -> None:
     assert door.admit("site-1", encode_reply(update_for(PLAN), key=OTHER_KEY), key=PUBLIC) is Drop.BAD_SIGNATURE
     assert door.admit("site-1", b"garbage", key=PUBLIC) is Drop.MALFORMED
     assert isinstance(door.admit("site-1", encode_reply(update_for(PLAN), key=KEY), key=PUBLIC), Update)
+
+
+@pytest.mark.parametrize("change", [{"delta": 1e-3}, {"unit": Unit.PATIENT}])
+def test_another_guarantee_than_the_plans_does_not_count(change: dict[str, Any]) -> None:
+    update = update_for(PLAN)
+    other = replace(update, guarantee=replace(update.guarantee, **change))
+    assert admit(encode_reply(other, key=KEY)) is Drop.OTHER_GUARANTEE
+
+
+def test_a_refusal_of_another_plan_does_not_count_nor_use_up_the_sites_answer() -> None:
+    door = admission()
+    stale = encode_reply(Refusal(plan_id="9" * 64, code=Code.UNAVAILABLE), key=KEY)
+    assert door.admit("a", stale, key=KEY.public_key()) is Drop.WRONG_PLAN
+    assert isinstance(door.admit("a", encode_reply(update_for(PLAN), key=KEY), key=KEY.public_key()), Update)
+    unread = encode_reply(Refusal(plan_id=NO_PLAN, code=Code.BAD_SIGNATURE), key=KEY)
+    assert isinstance(admission().admit("a", unread, key=KEY.public_key()), Refusal)
 
 
 def test_a_site_weighs_what_it_declared_or_the_same_as_all() -> None:

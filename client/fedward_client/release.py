@@ -10,7 +10,7 @@ from __future__ import annotations
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from fedward_common.adapter import Adapter, AdapterSpec
-from fedward_common.codec import encode_reply
+from fedward_common.codec import encode_reply, key_fingerprint
 from fedward_common.errors import SpecMismatch
 from fedward_common.privacy.guarantee import Guarantee
 from fedward_common.privacy.mechanism import MetricSums
@@ -27,6 +27,11 @@ class Gate:
         self._key = key
         self._nominal_units = nominal_units
         self._max_bytes = max_update_bytes
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the site's public key: who a plan must be addressed to."""
+        return key_fingerprint(self._key.public_key())
 
     def update(
         self, plan: RoundPlan, spec: AdapterSpec, *, delta: Adapter, guarantee: Guarantee, metrics: MetricSums | None

@@ -48,7 +48,7 @@ class Site:
     """One site's side of every run: ``answer(bytes) -> bytes``, the Door's other side.
 
     Guarantees:
-      - Nothing is parsed before the operator's signature holds.
+      - Nothing is parsed before the operator's signature holds, and a plan for another site is no plan.
       - What a run may cost is reserved, and the round marked started, before data is opened; nothing is refunded.
       - A refusal's code depends on plan and policy only, or is ``unavailable``.
       - A served plan id is answered with the same bytes again.
@@ -86,6 +86,7 @@ class Site:
             )
         self._policy, self._operator, self._ledger = policy, operator, ledger
         self._trainer, self._gate, self._report = trainer, gate, report
+        self._fingerprint = gate.fingerprint
         self._served: dict[str, bytes] = {}
 
     def answer(self, data: bytes) -> bytes:
@@ -97,6 +98,8 @@ class Site:
             return self._refuse(None, Code.BAD_SIGNATURE, str(error))
         except MessageError as error:
             return self._refuse(None, Code.SPEC_MISMATCH, str(error))
+        if plan.site != self._fingerprint:
+            return self._refuse(None, Code.BAD_SIGNATURE, "the plan is signed for another site")
         if plan.plan_id in self._served:
             return self._served[plan.plan_id]
         verdict = self._policy.admit(plan, adapter.spec, now=time.time())

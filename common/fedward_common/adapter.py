@@ -147,9 +147,14 @@ class Adapter:
         return {name: self.vector[part].reshape(self.spec.tensors[name]) for name, part in self.spec.slices.items()}
 
     @cached_property
+    def body_digest(self) -> bytes:
+        """SHA-256 of ``to_bytes``: computed once, for the digest and for every signature over these bytes."""
+        return hashlib.sha256(self.vector.astype("<f4", copy=False).data).digest()
+
+    @cached_property
     def digest(self) -> str:
-        """SHA-256 (hex) of spec digest and little-endian float32 bytes."""
-        return hashlib.sha256(bytes.fromhex(self.spec.digest) + self.to_bytes()).hexdigest()
+        """SHA-256 (hex) of the spec's digest and the bytes' digest."""
+        return hashlib.sha256(bytes.fromhex(self.spec.digest) + self.body_digest).hexdigest()
 
     def __add__(self, other: Adapter) -> Adapter:
         """Sum of two adapters of one spec."""
@@ -204,15 +209,23 @@ class Adapter:
         return self.vector.astype("<f4", copy=False).tobytes()
 
     @classmethod
-    def from_bytes(cls, spec: AdapterSpec, data: bytes) -> Adapter:
+    def from_bytes(cls, spec: AdapterSpec, data: bytes | memoryview, *, body_digest: bytes | None = None) -> Adapter:
         """Read ``to_bytes`` back.
+
+        Args:
+          spec: names and shapes.
+          data: four bytes a number.
+          body_digest: SHA-256 of ``data``, where the caller has just computed it.
 
         Raises:
           MalformedMessage: the length is not four bytes a number.
         """
         if len(data) != 4 * spec.size:
             raise MalformedMessage("tensor bytes have the wrong length", hint="sender and receiver disagree on shapes")
-        return cls(spec=spec, vector=np.frombuffer(data, "<f4").astype(np.float32))
+        adapter = cls(spec=spec, vector=np.frombuffer(data, "<f4").astype(np.float32))
+        if body_digest is not None:
+            adapter.__dict__["body_digest"] = body_digest  # where cached_property keeps it
+        return adapter
 
     def save(self, path: Path) -> None:
         """Write the tensors as safetensors; a full disk is an ``OSError``."""

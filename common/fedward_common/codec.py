@@ -3,9 +3,9 @@
     magic "FWRD" | version u16 | kind u8 | header length u32 | header | body length u64 | body | signature 64
 
 Header: canonical JSON (sorted keys, no spaces, no NaN). Body: float32 tensors, little-endian, in the spec's order.
-The Ed25519 signature covers the SHA-256 of everything before it, behind a prefix that names the kind, so that a plan
-can never pass as an update and a large message is hashed once. Decoding accepts only bytes that encoding the result
-would give again: one meaning, one spelling.
+The Ed25519 signature covers the SHA-256 of everything before the body and that of the body, behind a prefix that names
+the kind, so that a plan can never pass as an update and a body is hashed once, however many sites it goes to. Decoding
+accepts only bytes that encoding the result would give again: one meaning, one spelling.
 
 Example:
     >>> key = new_key()
@@ -48,11 +48,12 @@ __all__ = [
 ]
 
 MAGIC = b"FWRD"
-VERSION = 1
+VERSION = 2
 _PREFIX = struct.Struct("<4sHBI")
 _LENGTH = struct.Struct("<Q")
 _SIGNATURE_BYTES = 64
 _MAX_HEADER_BYTES = 4 * 2**20
+_EMPTY = hashlib.sha256(b"").digest()
 
 
 class Kind(IntEnum):
@@ -114,7 +115,7 @@ def encode_plan(plan: RoundPlan, adapter: Adapter, *, key: Ed25519PrivateKey) ->
       SpecMismatch: the plan announces another adapter.
     """
     _check_announced(plan, adapter)
-    return _encode(Kind.PLAN, _PlanHeader(plan=plan, spec=adapter.spec), adapter.to_bytes(), key)
+    return _encode(Kind.PLAN, _PlanHeader(plan=plan, spec=adapter.spec), adapter, key)
 
 
 def decode_plan(data: bytes, *, public_key: Ed25519PublicKey) -> tuple[RoundPlan, Adapter]:
@@ -126,12 +127,12 @@ def decode_plan(data: bytes, *, public_key: Ed25519PublicKey) -> tuple[RoundPlan
 
     Raises:
       BadSignature: not signed by the operator.
-      MalformedMessage: not canonical bytes of version 1.
+      MalformedMessage: not canonical bytes of this version.
       SpecMismatch: spec or adapter differ from what the plan announces.
       NonFiniteUpdate: the adapter holds NaN or infinity.
     """
-    _, header, body = _decode(data, public_key, {Kind.PLAN})
-    adapter = Adapter.from_bytes(header.spec, body)
+    _, header, body, body_digest = _decode(data, public_key, {Kind.PLAN})
+    adapter = Adapter.from_bytes(header.spec, body, body_digest=body_digest)
     adapter.check_finite()
     _check_announced(header.plan, adapter)
     return header.plan, adapter
@@ -140,7 +141,7 @@ def decode_plan(data: bytes, *, public_key: Ed25519PublicKey) -> tuple[RoundPlan
 def encode_reply(reply: Reply, *, key: Ed25519PrivateKey) -> bytes:
     """Sign an update or a refusal."""
     if isinstance(reply, Refusal):
-        return _encode(Kind.REFUSAL, _RefusalHeader(plan_id=reply.plan_id, code=reply.code), b"", key)
+        return _encode(Kind.REFUSAL, _RefusalHeader(plan_id=reply.plan_id, code=reply.code), None, key)
     header = _UpdateHeader(
         plan_id=reply.plan_id,
         spec_digest=reply.delta.spec.digest,
@@ -149,7 +150,7 @@ def encode_reply(reply: Reply, *, key: Ed25519PrivateKey) -> bytes:
         metrics=reply.metrics,
         ledger_head=reply.ledger_head,
     )
-    return _encode(Kind.UPDATE, header, reply.delta.to_bytes(), key)
+    return _encode(Kind.UPDATE, header, reply.delta, key)
 
 
 def decode_reply(data: bytes, *, public_key: Ed25519PublicKey, spec: AdapterSpec | None = None) -> Reply:
@@ -162,19 +163,19 @@ def decode_reply(data: bytes, *, public_key: Ed25519PublicKey, spec: AdapterSpec
 
     Raises:
       BadSignature: not signed by that site.
-      MalformedMessage: not canonical bytes of version 1.
+      MalformedMessage: not canonical bytes of this version.
       SpecMismatch: an update over other tensors.
     """
-    kind, header, body = _decode(data, public_key, {Kind.UPDATE, Kind.REFUSAL})
+    kind, header, body, body_digest = _decode(data, public_key, {Kind.UPDATE, Kind.REFUSAL})
     if kind is Kind.REFUSAL:
-        if body:
+        if len(body):
             raise MalformedMessage("a refusal has a body", hint="both sides need the same version")
         return Refusal(plan_id=header.plan_id, code=header.code)
     if spec is None or header.spec_digest != spec.digest:
         raise SpecMismatch("the update is over other tensors than the plan asked for", hint="the site runs another run")
     return Update(
         plan_id=header.plan_id,
-        delta=Adapter.from_bytes(spec, body),
+        delta=Adapter.from_bytes(spec, body, body_digest=body_digest),
         guarantee=header.guarantee,
         nominal_units=header.nominal_units,
         metrics=header.metrics,
@@ -196,19 +197,32 @@ def _reader(kind: Kind) -> TypeAdapter[Any]:
     return TypeAdapter(_HEADERS[kind])
 
 
-def _encode(kind: Kind, header: Any, body: bytes, key: Ed25519PrivateKey) -> bytes:
+def _encode(kind: Kind, header: Any, adapter: Adapter | None, key: Ed25519PrivateKey) -> bytes:
     text = _canonical(_reader(kind).dump_python(header, mode="json"))
-    message = b"".join([_PREFIX.pack(MAGIC, VERSION, kind, len(text)), text, _LENGTH.pack(len(body)), body])
-    return message + key.sign(_signed_over(kind, message))
+    body, body_digest = (adapter.to_bytes(), adapter.body_digest) if adapter else (b"", _EMPTY)
+    head = b"".join([_PREFIX.pack(MAGIC, VERSION, kind, len(text)), text, _LENGTH.pack(len(body))])
+    return b"".join([head, body, key.sign(_signed_over(kind, head, body_digest))])
 
 
-def _signed_over(kind: int, message: bytes | memoryview) -> bytes:
-    return b"fedward/%d/%d\x00" % (VERSION, kind) + hashlib.sha256(message).digest()
+def _signed_over(kind: int, head: bytes | memoryview, body_digest: bytes) -> bytes:
+    return b"fedward/%d/%d\x00" % (VERSION, kind) + hashlib.sha256(head).digest() + body_digest
 
 
-def _decode(data: bytes, public_key: Ed25519PublicKey, expected: set[Kind]) -> tuple[Kind, Any, bytes]:
-    kind = _verify(data, public_key, expected)
-    text, body = _split(data)
+def _decode(
+    data: bytes, public_key: Ed25519PublicKey, expected: set[Kind]
+) -> tuple[Kind, Any, bytes | memoryview, bytes]:
+    kind, start, body_start = _split(data, expected)
+    body = memoryview(data)[body_start:-_SIGNATURE_BYTES]
+    body_digest = hashlib.sha256(body).digest()
+    try:
+        signed = _signed_over(kind, memoryview(data)[:body_start], body_digest)
+        public_key.verify(data[-_SIGNATURE_BYTES:], signed)
+    except InvalidSignature:
+        raise BadSignature("a signature does not hold", hint="compare key fingerprints with the other side") from None
+    return kind, _header(kind, data[_PREFIX.size : start]), body, body_digest
+
+
+def _header(kind: Kind, text: bytes) -> Any:
     try:
         header = _reader(kind).validate_json(text, strict=True)  # unknown keys die in the comparison below
         same = _canonical(_reader(kind).dump_python(header, mode="json")) == text
@@ -218,26 +232,18 @@ def _decode(data: bytes, public_key: Ed25519PublicKey, expected: set[Kind]) -> t
         raise MalformedMessage("a message header is not valid", hint="both sides need the same version") from None
     if not same:
         raise MalformedMessage("a message header is not in canonical form", hint="both sides need the same version")
-    return kind, header, body
+    return header
 
 
-def _verify(data: bytes, public_key: Ed25519PublicKey, expected: set[Kind]) -> Kind:
+def _split(data: bytes, expected: set[Kind]) -> tuple[Kind, int, int]:
+    # arithmetic alone: where header and body end, from the fixed-size fields; nothing in them is read or believed yet
     if len(data) < _PREFIX.size + _LENGTH.size + _SIGNATURE_BYTES:
         raise MalformedMessage("a message is too short", hint="it was cut off, or comes from another program")
-    magic, version, kind, _ = _PREFIX.unpack_from(data)
+    magic, version, kind, header_bytes = _PREFIX.unpack_from(data)
     if magic != MAGIC or version != VERSION or kind not in {int(k) for k in expected}:
         raise MalformedMessage(
             "a message is of another kind or version", hint=f"this side reads version {VERSION}; update the other side"
         )
-    try:
-        public_key.verify(data[-_SIGNATURE_BYTES:], _signed_over(kind, memoryview(data)[:-_SIGNATURE_BYTES]))
-    except InvalidSignature:
-        raise BadSignature("a signature does not hold", hint="compare key fingerprints with the other side") from None
-    return Kind(kind)
-
-
-def _split(data: bytes) -> tuple[bytes, bytes]:
-    header_bytes = _PREFIX.unpack_from(data)[3]
     start = _PREFIX.size + header_bytes
     if header_bytes > _MAX_HEADER_BYTES or start + _LENGTH.size + _SIGNATURE_BYTES > len(data):
         raise MalformedMessage("a message header has the wrong length", hint="it was cut off on the way")
@@ -245,4 +251,4 @@ def _split(data: bytes) -> tuple[bytes, bytes]:
     body_start = start + _LENGTH.size
     if body_start + body_bytes + _SIGNATURE_BYTES != len(data):
         raise MalformedMessage("a message body has the wrong length", hint="it was cut off on the way")
-    return data[_PREFIX.size : start], data[body_start : body_start + body_bytes]
+    return Kind(kind), start, body_start

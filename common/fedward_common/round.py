@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from functools import cached_property
 
@@ -45,7 +45,7 @@ NO_PLAN = "0" * 64  # the plan id of a refusal to bytes in which no plan could b
 class Code(StrEnum):
     """Why a site says no. Closed: all but the last depend on plan and policy alone, never on data."""
 
-    BAD_SIGNATURE = "bad_signature"  # not signed by the operator that the site enrolled with
+    BAD_SIGNATURE = "bad_signature"  # not signed, for this site, by the operator that it enrolled with
     SPEC_MISMATCH = "spec_mismatch"  # malformed, or tensors other than the announced ones
     TERMS_NOT_ALLOWED = "terms_not_allowed"  # the site's policy is stricter than the plan
     EXPIRED = "expired"  # the plan's time is over
@@ -74,6 +74,10 @@ class RoundPlan:
 
     ``round`` counts from 1 over the whole run; ``stage`` is an index into ``terms.stages``. ``evaluate`` asks for one
     noisy evaluation of the received adapter. There is no sigma in it: the site finds its own from the terms.
+
+    ``site`` and ``ledger_head`` differ from site to site: the fingerprint of the key of the site that is asked, and the
+    last ledger head that the coordinator has from it. ``states_min_sites`` is what the coordinator says about how many
+    sites must answer; it is signed evidence, and no privacy rests on it.
     """
 
     run_id: str
@@ -87,11 +91,14 @@ class RoundPlan:
     public_seed: int
     weights: Weights
     expires_at: float
-    previous_heads: tuple[str, ...] = ()
+    states_min_sites: int = 1
+    site: str = ""
+    ledger_head: str = ""
 
     def __post_init__(self) -> None:
         """Check ranges and that the stage exists and agrees with the training."""
         at_least("round", self.round, 1)
+        at_least("states_min_sites", self.states_min_sites, 1)
         hex_digest("run_id", self.run_id)
         hex_digest("spec_digest", self.spec_digest)
         hex_digest("adapter_digest", self.adapter_digest)
@@ -102,16 +109,33 @@ class RoundPlan:
 
     @cached_property
     def plan_id(self) -> str:
-        """Digest of what a site would do: not of attempt, cohort, expiry or heads.
+        """Digest of what a site would do: not of attempt, cohort, expiry, addressee or heads.
 
         A site that has served a plan id sends the stored bytes again, so a retry can never buy a second look at data.
         """
-        content = asdict(self)
-        # as after a trip over the wire: an integer that stands for a float must not change the id
-        content["terms"] = self.terms.to_json()
-        content["training"]["learning_rate"] = float(self.training.learning_rate)
-        del content["expires_at"], content["previous_heads"]
+        content = {
+            "adapter_digest": self.adapter_digest,
+            "evaluate": self.evaluate,
+            "public_seed": self.public_seed,
+            "round": self.round,
+            "run_id": self.run_id,
+            "spec_digest": self.spec_digest,
+            "stage": self.stage,
+            "terms": self.terms.to_json(),
+            "training": {
+                "groups": self.training.groups,
+                # as after a trip over the wire: an integer that stands for a float must not change the id
+                "learning_rate": float(self.training.learning_rate),
+                "local_steps": self.training.local_steps,
+                "optimiser": self.training.optimiser,
+            },
+            "weights": self.weights,
+        }
         return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+    def addressed_to(self, site: str, *, ledger_head: str = "") -> RoundPlan:
+        """The same plan for one site: its key's fingerprint, and the last head that the coordinator has from it."""
+        return replace(self, site=site, ledger_head=ledger_head)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,7 +3,8 @@
     checkpoints/round-0007/    state.json   adapter.safetensors   moments.safetensors
 
 A folder is written under another name, fsynced, and renamed into place; every file's digest is in state.json.
-``extra`` is the caller's own JSON (the simulator keeps its virtual sites' ledgers there).
+``heads`` is the last ledger head of each site, which goes back to it in the next plan. ``extra`` is the caller's own
+JSON (the simulator keeps its virtual sites' ledgers there).
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import hashlib
 import json
 import os
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,10 +32,11 @@ KEPT = 2
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Checkpoint:
-    """What was read back: the state after ``state.finished`` rounds, the run it belongs to, the caller's JSON."""
+    """What was read back: the state after ``state.finished`` rounds, its run, the sites' heads, the caller's JSON."""
 
     run_id: str
     state: State
+    heads: dict[str, str]
     extra: dict[str, Any]
 
 
@@ -44,7 +47,7 @@ class Checkpoints:
         """Nothing is touched before the first save."""
         self._folder = folder
 
-    def save(self, state: State, *, run_id: str, extra: dict[str, Any]) -> None:
+    def save(self, state: State, *, run_id: str, heads: Mapping[str, str], extra: dict[str, Any]) -> None:
         """Write a checkpoint and forget all but the newest two.
 
         Guarantees:
@@ -58,7 +61,7 @@ class Checkpoints:
         try:
             shutil.rmtree(draft, ignore_errors=True)
             draft.mkdir(parents=True)
-            _write(draft, state, run_id, extra)
+            _write(draft, state, {"run_id": run_id, "heads": dict(heads), "extra": extra})
             shutil.rmtree(target, ignore_errors=True)
             draft.rename(target)
             _fsync(self._folder)
@@ -92,7 +95,7 @@ class Checkpoints:
         return sorted(found, key=lambda path: int(path.name.removeprefix("round-")))
 
 
-def _write(folder: Path, state: State, run_id: str, extra: dict[str, Any]) -> None:
+def _write(folder: Path, state: State, also: dict[str, Any]) -> None:
     from safetensors.numpy import save
 
     state.adapter.save(folder / "adapter.safetensors")
@@ -100,12 +103,11 @@ def _write(folder: Path, state: State, run_id: str, extra: dict[str, Any]) -> No
     (folder / "moments.safetensors").write_bytes(moments)
     content = {
         "version": VERSION,
-        "run_id": run_id,
         "finished": state.finished,
         "adapter_digest": state.adapter.digest,
         "steps": dict(state.moments.steps),
         "files": {name: _sha256(folder / name) for name in ("adapter.safetensors", "moments.safetensors")},
-        "extra": extra,
+        **also,
     }
     text = json.dumps(content)
     envelope = {"sha256": hashlib.sha256(text.encode()).hexdigest(), "content": content}
@@ -138,7 +140,7 @@ def _read(folder: Path, spec: AdapterSpec) -> Checkpoint:
             first=moments["first"].astype(np.float64), second=moments["second"], steps=dict(content["steps"])
         ),
     )
-    return Checkpoint(run_id=content["run_id"], state=state, extra=content["extra"])
+    return Checkpoint(run_id=content["run_id"], state=state, heads=dict(content["heads"]), extra=content["extra"])
 
 
 def _sha256(path: Path) -> str:

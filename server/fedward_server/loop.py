@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 from flwr.app import Message
 from flwr.serverapp import Grid
 
-from fedward_common.codec import encode_plan
+from fedward_common.codec import encode_plan, key_fingerprint
 from fedward_common.config import RunConfig
 from fedward_common.errors import InputError, MalformedMessage, RoundAbandoned
 from fedward_common.round import Aggregate, Refusal, RoundPlan, RoundRecord, Training, Update
@@ -71,7 +71,7 @@ def stage_of(config: RunConfig, round: int) -> tuple[int, int]:
 
 
 def plan_for(bundle: Bundle, state: State, *, expires_at: float) -> RoundPlan:
-    """The plan of the round after ``state``: a function of bundle, state and expiry alone."""
+    """The plan of the round after ``state``, addressed to nobody yet: a function of bundle, state and expiry alone."""
     config, number = bundle.config, state.finished + 1
     index, within = stage_of(config, number)
     stage = config.stages[index]
@@ -92,6 +92,7 @@ def plan_for(bundle: Bundle, state: State, *, expires_at: float) -> RoundPlan:
         public_seed=config.seed,
         weights=config.server.weights,
         expires_at=expires_at,
+        states_min_sites=config.rounds.minimum,
     )
 
 
@@ -112,8 +113,10 @@ class _Attempt:
 class Coordinator:
     """Runs a prepared bundle over a Grid.
 
-    ``sites`` maps Flower's node ids to enrolled sites. ``extra`` is asked for JSON to keep in each checkpoint and
-    ``spent`` for the largest epsilon over sites, where the caller knows it (a simulation does, a server does not).
+    ``sites`` maps Flower's node ids to enrolled sites; nobody else is asked. ``heads`` holds the last ledger head of
+    each site by name: it goes back to the site in the next plan, so that a ledger that was set back shows. ``extra`` is
+    asked for JSON to keep in each checkpoint and ``spent`` for the largest epsilon over sites, where the caller knows
+    it (a simulation does, a server does not).
 
     Guarantees:
       - Memory does not grow with the number of sites: one update and one sum at a time.
@@ -127,6 +130,7 @@ class Coordinator:
     observer: Observer
     checkpoints: Checkpoints
     log: RoundLog
+    heads: dict[str, str] = field(default_factory=dict)
     extra: Callable[[], dict[str, Any]] = dict
     spent: Callable[[], float | None] = lambda: None
     clock: Callable[[], float] = time.time
@@ -156,15 +160,13 @@ class Coordinator:
         )
 
     def _attempt(self, grid: Grid, state: State, plan: RoundPlan, attempt: int) -> _Attempt:
-        nodes = self._cohort(sorted(grid.get_node_ids()), plan.round, attempt)
+        nodes = self._cohort(sorted(set(grid.get_node_ids()) & set(self.sites)), plan.round, attempt)
         stage = plan.terms.stages[plan.stage].name
         self.observer.round_started(round=plan.round, stage=stage, attempt=attempt, cohort=len(nodes))
         spec = self.bundle.spec.subset(plan.training.groups)
         result = _Attempt(aggregate=Aggregate.empty(spec), started=time.perf_counter(), cohort=len(nodes))
         admission = Admission(plan=plan, spec=spec, max_norm=self.bundle.config.server.max_update_norm)
-        data = encode_plan(plan, state.adapter, key=self.key)
-        asked = self._push(grid, nodes, data, plan.round, result)
-        result.bytes_down = len(data) * len(asked)
+        asked = self._push(grid, nodes, lambda node: self._plan_bytes(node, plan, state), plan.round, result)
         self._collect(grid, asked, admission, result, plan.expires_at)
         return result
 
@@ -178,15 +180,25 @@ class Coordinator:
         chosen = generator.choice(len(nodes), size=config.rounds.cohort, replace=False)
         return sorted(nodes[index] for index in chosen)
 
-    def _push(self, grid: Grid, nodes: Sequence[int], data: bytes, round: int, result: _Attempt) -> dict[str, int]:
+    def _plan_bytes(self, node: int, plan: RoundPlan, state: State) -> bytes:
+        site = self.sites[node]
+        own = plan.addressed_to(key_fingerprint(site.key), ledger_head=self.heads.get(site.name, ""))
+        return encode_plan(own, state.adapter, key=self.key)
+
+    def _push(
+        self, grid: Grid, nodes: Sequence[int], plan_bytes: Callable[[int], bytes], round: int, result: _Attempt
+    ) -> dict[str, int]:
+        plans = [plan_bytes(node) for node in nodes]
         messages = [
-            Message(content=pack(data), dst_node_id=node, message_type="train", group_id=str(round)) for node in nodes
+            Message(content=pack(data), dst_node_id=node, message_type="train", group_id=str(round))
+            for node, data in zip(nodes, plans, strict=True)
         ]
         asked: dict[str, int] = {}
         # Flower gives None for a message that it could not send, and an empty list where it could send none
-        for node, identifier in zip_longest(nodes, grid.push_messages(messages)):
+        for node, data, identifier in zip_longest(nodes, plans, grid.push_messages(messages)):
             if identifier:
                 asked[identifier] = node
+                result.bytes_down += len(data)
             else:
                 self._drop(node, Drop.NO_ANSWER, result)
         return asked
@@ -241,6 +253,7 @@ class Coordinator:
         if isinstance(verdict, Update):
             weight = weight_of(verdict, self.bundle.config.server.weights)
             result.aggregate = result.aggregate + Aggregate.of(verdict, weight=weight)
+            self.heads[self._name(node)] = verdict.ledger_head
             self.observer.answered(self._name(node), "update")
         elif isinstance(verdict, Refusal):
             result.refused[verdict.code.value] += 1
@@ -261,7 +274,7 @@ class Coordinator:
         rate = config.stages[plan.stage].server_learning_rate or config.server.learning_rate
         after = advance(state, result.aggregate, optimiser=config.server.optimiser, learning_rate=rate)
         self._note(plan, attempt, result, after, abandoned=False)
-        self.checkpoints.save(after, run_id=self.bundle.run_id, extra=self.extra())
+        self.checkpoints.save(after, run_id=self.bundle.run_id, heads=self.heads, extra=self.extra())
         return after
 
     def _note(self, plan: RoundPlan, attempt: int, result: _Attempt, state: State, *, abandoned: bool) -> None:

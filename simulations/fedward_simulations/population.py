@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 from fedward_client.data import Records, SiteData, nominal, split_validation
 from fedward_client.policy import SEEDED_RANDOMNESS, SitePolicy
@@ -68,6 +68,7 @@ class Population:
         watcher: Watcher,
         inputs: Mapping[str, SiteInputs],
         entries: Mapping[str, list[dict[str, Any]]] | None = None,
+        keys: Mapping[str, Ed25519PrivateKey] | None = None,
     ) -> Population:
         """Set every site up.
 
@@ -78,12 +79,13 @@ class Population:
           watcher: receives progress and reasons.
           inputs: each site's token ids and feature cache.
           entries: ledger entries of a checkpoint, to go on from.
+          keys: signing keys by site; fresh ones otherwise.
         """
         config = prepared.bundle.config
         budget = Budget(epsilon=config.privacy.epsilon, delta=config.privacy.delta)
         past = entries or {}
         ledgers = {name: MemoryLedger.restore(past.get(name, []), budget=budget) for name in data}
-        keys = {name: new_key() for name in data}
+        keys = keys or {name: new_key() for name in data}
         policy = _policy(prepared)
         sites = {}
         for name, held in data.items():

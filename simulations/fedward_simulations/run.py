@@ -89,7 +89,7 @@ class Workbench:
         """Where a new run begins."""
         bundle = self.prepared.bundle
         extra = {"data": self.source.digest, "seconds": 0.0, "ledgers": {}}
-        return Checkpoint(run_id=bundle.run_id, state=State.initial(bundle.initial), extra=extra)
+        return Checkpoint(run_id=bundle.run_id, state=State.initial(bundle.initial), heads={}, extra=extra)
 
 
 def run(bench: Workbench, *, out: Path, view: RunView) -> dict[str, Any]:
@@ -111,7 +111,7 @@ def run(bench: Workbench, *, out: Path, view: RunView) -> dict[str, Any]:
     """
     lay_out(out, bench.prepared.bundle)
     start = bench.start()
-    Checkpoints(out / "checkpoints").save(start.state, run_id=start.run_id, extra=start.extra)
+    Checkpoints(out / "checkpoints").save(start.state, run_id=start.run_id, heads={}, extra=start.extra)
     return _continue(bench, start, out=out, view=view)
 
 
@@ -165,6 +165,7 @@ def _continue(bench: Workbench, start: Checkpoint, *, out: Path, view: RunView) 
         observer=view,
         checkpoints=Checkpoints(out / "checkpoints"),
         log=RoundLog(out / "rounds.jsonl"),
+        heads=dict(start.heads),
         extra=extra,
         spent=lambda: max(_epsilons(population, bundle).values()),
     )

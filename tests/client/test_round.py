@@ -19,7 +19,7 @@ from fedward_common.privacy.randomness import SecureRandom, SeededRandom
 from fedward_common.round import Code, Refusal, Reply, Update
 from fedward_simulations.population import Population, Watcher
 from fedward_simulations.run import Workbench
-from support.federation import plan_bytes, plan_of, population_of, site_of, small_bench
+from support.federation import KEYS, plan_bytes, plan_of, population_of, site_of, small_bench
 
 OPERATOR = new_key()
 
@@ -67,6 +67,12 @@ def test_metrics_come_only_when_asked_for(hospital: Hospital) -> None:
 
 def test_a_foreign_operator_is_refused_and_nothing_is_parsed(hospital: Hospital) -> None:
     assert hospital.code(hospital.site.answer(plan_bytes(hospital.bench, new_key()))) is Code.BAD_SIGNATURE
+    assert hospital.population.ledgers["site-1"].export() == []
+
+
+def test_a_plan_for_another_site_is_no_plan(hospital: Hospital) -> None:
+    assert hospital.code(hospital.site.answer(plan_bytes(hospital.bench, OPERATOR, to="site-2"))) is Code.BAD_SIGNATURE
+    assert hospital.code(hospital.site.answer(plan_bytes(hospital.bench, OPERATOR, site=""))) is Code.BAD_SIGNATURE
     assert hospital.population.ledgers["site-1"].export() == []
 
 
@@ -178,7 +184,7 @@ def a_site(bench: Workbench, randomness: SecureRandom | SeededRandom, *, waivers
         max_delta=1e-3,
         waivers=waivers,
     )
-    key: Ed25519PrivateKey = new_key()
+    key: Ed25519PrivateKey = KEYS["site-1"]
     return Site(
         policy=policy,
         operator=OPERATOR.public_key(),

@@ -92,7 +92,9 @@ def plans(draw: st.DrawFn) -> tuple[RoundPlan, Adapter]:
         public_seed=draw(st.integers(-(2**70), 2**70)),
         weights=draw(st.sampled_from(Weights)),
         expires_at=draw(finite),
-        previous_heads=tuple(draw(st.lists(names, max_size=3))),
+        site=draw(st.just("") | names),
+        ledger_head=draw(st.just("") | names),
+        states_min_sites=draw(st.integers(1, 10**6)),
     )
     return plan, start
 
@@ -111,7 +113,7 @@ def test_a_plan_and_its_adapter_come_back_equal(sent: tuple[RoundPlan, Adapter])
 
 def test_every_type_in_a_plan_survives() -> None:
     plan, adapter = decode_plan(PLAN_BYTES, public_key=PUBLIC)
-    kinds = [plan.terms.stages, plan.training.groups, plan.previous_heads, adapter.spec.groups["head"]]
+    kinds = [plan.terms.stages, plan.training.groups, adapter.spec.groups["head"]]
     assert {type(value) for value in [*kinds, *adapter.spec.tensors.values(), adapter.spec.target_modules]} == {tuple}
     assert (type(plan.training.optimiser), type(plan.weights), type(plan.terms.unit)) == (LocalOptimiser, Weights, Unit)
     assert {type(x) for x in (plan.terms.epsilon, plan.expires_at, adapter.spec.alpha)} == {float}
@@ -203,7 +205,7 @@ def test_nothing_is_parsed_before_the_signature_holds(monkeypatch: pytest.Monkey
     def never(*_: object) -> None:
         raise AssertionError("parsed")
 
-    monkeypatch.setattr("fedward_common.codec._split", never)
+    monkeypatch.setattr("fedward_common.codec._header", never)
     monkeypatch.setattr("fedward_common.codec._reader", never)
     for name in MESSAGES:
         with pytest.raises(BadSignature):
@@ -284,7 +286,7 @@ def reordered(header: bytes) -> bytes:
         spelled(PLAN_BYTES, b'"round":1', b'"round":0'),
         spelled(PLAN_BYTES, b'"head"', b'"\\u0068ead"'),
         spelled(PLAN_BYTES, b'"optimiser":"sgd"', b'"optimiser":"SGD"'),
-        spelled(PLAN_BYTES, b'"previous_heads":[],', b""),  # the default, left out
+        spelled(PLAN_BYTES, b'"ledger_head":"",', b""),  # the default, left out
         rewritten(PLAN_BYTES, reordered(taken_apart(PLAN_BYTES)[1])),
         rewritten(PLAN_BYTES, taken_apart(PLAN_BYTES)[1] + b"\n"),
         rewritten(PLAN_BYTES, b"\xef\xbb\xbf" + taken_apart(PLAN_BYTES)[1]),

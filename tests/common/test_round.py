@@ -51,8 +51,10 @@ UPDATES = st.lists(
 )
 
 
-@pytest.mark.parametrize("changes", [{"expires_at": 5.0}, {"previous_heads": ("x", "y")}])
-def test_the_plan_id_does_not_depend_on_expiry_or_heads(changes: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    "changes", [{"expires_at": 5.0}, {"site": "ab"}, {"ledger_head": "cd"}, {"states_min_sites": 7}]
+)
+def test_the_plan_id_does_not_depend_on_expiry_addressee_or_head(changes: dict[str, Any]) -> None:
     assert replace(PLAN, **changes).plan_id == PLAN.plan_id
 
 
@@ -62,7 +64,7 @@ def test_the_plan_id_depends_on_everything_else(changes: dict[str, Any]) -> None
 
 
 def test_no_field_of_a_plan_was_forgotten_above() -> None:
-    tried = {name.split(".")[0] for name in OTHERWISE} | {"expires_at", "previous_heads"}
+    tried = {name.split(".")[0] for name in OTHERWISE} | {"expires_at", "site", "ledger_head", "states_min_sites"}
     assert tried == {field.name for field in fields(RoundPlan)}
     deep = {name.split(".")[1] for name in OTHERWISE if name.startswith("terms.")}
     assert deep == {field.name for field in fields(type(TERMS))}

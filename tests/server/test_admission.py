@@ -1,8 +1,6 @@
 from __future__ import annotations
 
-import hashlib
 import json
-import struct
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -17,6 +15,7 @@ from fedward_common.privacy.mechanism import MetricSums
 from fedward_common.round import NO_PLAN, Code, Refusal, RoundPlan, Update
 from fedward_server.admission import MAX_NOMINAL_UNITS, Admission, Drop, weight_of
 from support.nouns import HEAD, KEY, OTHER_KEY, SPEC, START, adapter_of, plan_from, update_for
+from support.signed import put_together, taken_apart
 
 PUBLIC = KEY.public_key()
 PLAN = plan_from()
@@ -37,12 +36,10 @@ def admit(data: bytes, plan: RoundPlan = PLAN) -> Update | Refusal | Drop:
 
 def resigned(data: bytes, change: Callable[[dict[str, Any]], object]) -> bytes:
     """An update with another header, rightly signed: what a hostile site could send."""
-    length = struct.unpack_from("<I", data, 7)[0]
-    content = json.loads(data[11 : 11 + length])
+    kind, header, body = taken_apart(data)
+    content = json.loads(header)
     change(content)
-    header = json.dumps(content, sort_keys=True, separators=(",", ":")).encode()
-    message = data[:7] + struct.pack("<I", len(header)) + header + data[11 + length : -64]
-    return message + KEY.sign(b"fedward/1/2\x00" + hashlib.sha256(message).digest())
+    return put_together(kind, json.dumps(content, sort_keys=True, separators=(",", ":")).encode(), body)
 
 
 def test_a_good_update_is_admitted() -> None:

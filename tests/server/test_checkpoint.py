@@ -17,6 +17,7 @@ from fedward_server.state import Moments, State
 from support.nouns import SPEC, START
 
 FILES = ("state.json", "adapter.safetensors", "moments.safetensors")
+HEADS = {"site-1": "ab" * 32}
 EXTRA: dict[str, Any] = {"ledger": [1, 2.5, None, {"é\u2028": "x"}], "0": True}
 
 
@@ -35,7 +36,7 @@ def save(folder: Path, *rounds: int) -> Checkpoints:
     """Checkpoints after these rounds."""
     checkpoints = Checkpoints(folder)
     for finished in rounds:
-        checkpoints.save(state_after(finished), run_id="cd" * 32, extra=EXTRA)
+        checkpoints.save(state_after(finished), run_id="cd" * 32, heads=HEADS, extra=EXTRA)
     return checkpoints
 
 
@@ -46,7 +47,7 @@ def names(folder: Path) -> list[str]:
 def test_a_checkpoint_round_trips_to_the_bit(tmp_path: Path) -> None:
     state = state_after(7)
     found = save(tmp_path / "deep" / "folder", 7).latest(SPEC)
-    assert (found.run_id, found.extra, found.state.finished) == ("cd" * 32, EXTRA, 7)
+    assert (found.run_id, found.heads, found.extra, found.state.finished) == ("cd" * 32, HEADS, EXTRA, 7)
     assert found.state.adapter.digest == state.adapter.digest
     assert found.state.moments.first.tobytes() == state.moments.first.tobytes()
     assert found.state.moments.second.tobytes() == state.moments.second.tobytes()
@@ -67,7 +68,7 @@ def test_the_newest_is_newest_by_number(tmp_path: Path) -> None:
 
 def test_a_round_may_be_saved_again(tmp_path: Path) -> None:
     checkpoints = save(tmp_path, 1, 2)
-    checkpoints.save(replace(state_after(2), adapter=START), run_id="ef" * 32, extra={})
+    checkpoints.save(replace(state_after(2), adapter=START), run_id="ef" * 32, heads={}, extra={})
     assert checkpoints.latest(SPEC).run_id == "ef" * 32
     assert names(tmp_path) == ["round-0001", "round-0002"]
 

@@ -12,9 +12,9 @@ import pytest
 from flwr.app import ConfigRecord, Error, Message, RecordDict
 
 from fedward_common.adapter import Adapter
-from fedward_common.codec import encode_plan, encode_reply
+from fedward_common.codec import encode_plan, encode_reply, key_fingerprint
 from fedward_common.errors import FedwardError, InputError, RoundAbandoned
-from fedward_common.round import Aggregate, Code, Refusal, Update
+from fedward_common.round import Aggregate, Code, Refusal, RoundPlan, Update
 from fedward_common.wire import pack
 from fedward_server.loop import EnrolledSite, plan_for, stage_of
 from fedward_server.state import State
@@ -300,10 +300,31 @@ def test_refusals_are_counted_by_code(code: Code, tmp_path: Path) -> None:
     assert (row["replied"], row["refused"], row["dropped"]) == (2, {code.value: 1}, {})
 
 
-def test_a_node_that_nobody_enrolled_does_not_count(tmp_path: Path) -> None:
-    coordinator_of(tmp_path, bundle_of(stages=ONE_ROUND), nodes=NODES[:2]).run(grid_of(), State.initial(START))
+def test_a_node_that_nobody_enrolled_is_not_asked(tmp_path: Path) -> None:
+    asked: list[int] = []
+
+    def site(one: Asked) -> list[Answer]:
+        asked.append(one.node)
+        return honest()(one)
+
+    grid = FakeGrid(dict.fromkeys(NODES, site))
+    coordinator_of(tmp_path, bundle_of(stages=ONE_ROUND), nodes=NODES[:2]).run(grid, State.initial(START))
     (row,) = lines(tmp_path)
-    assert (row["replied"], row["dropped"]) == (2, {"unknown_site": 1})
+    assert (row["cohort"], row["replied"], row["dropped"], asked) == (2, 2, {}, list(NODES[:2]))
+
+
+def test_a_plan_is_addressed_and_brings_the_last_head_back_also_after_a_resume(tmp_path: Path) -> None:
+    plans: list[RoundPlan] = []
+
+    def site(one: Asked) -> list[Answer]:
+        plans.append(one.plan)
+        return [pack(reply_bytes(one, ledger_head=f"{one.plan.round:064x}"))]
+
+    coordinator = coordinator_of(tmp_path, bundle_of(), nodes=NODES[:1])
+    end = coordinator.run(FakeGrid({NODES[0]: site}), State.initial(START))
+    assert {plan.site for plan in plans} == {key_fingerprint(KEY.public_key())}
+    assert [plan.ledger_head for plan in plans] == ["", *(f"{n:064x}" for n in (1, 2, 3))]
+    assert list(coordinator.checkpoints.latest(end.adapter.spec).heads.values()) == [f"{4:064x}"]
 
 
 def test_a_second_answer_to_one_message_does_not_count(tmp_path: Path) -> None:

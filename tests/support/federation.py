@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from fedward_client.data import Records
 from fedward_client.round import Site
-from fedward_common.codec import encode_plan
+from fedward_common.codec import encode_plan, key_fingerprint
 from fedward_common.config import DataConfig, RunConfig
 from fedward_common.round import RoundPlan
 from fedward_server.loop import plan_for
@@ -28,6 +28,7 @@ from fedward_simulations.sources import Source
 from support.tiny import WORDS, tiny_base
 
 LABELS = ("lung", "skin", "bone")
+KEYS = {f"site-{n}": Ed25519PrivateKey.from_private_bytes(bytes([n]) * 32) for n in range(1, 100)}
 SILENT = Watcher(caching=lambda site, done, total: None, note=lambda text: None)
 STAGES: list[dict[str, Any]] = [
     {"name": "head", "train": ["head"], "rounds": 2, "evaluate_every": 2},
@@ -78,7 +79,12 @@ def small_bench(folder: Path, *, sites: int = 2, units: int = 30, per_unit: int 
 def population_of(bench: Workbench, operator: Ed25519PrivateKey, *, watcher: Watcher = SILENT) -> Population:
     """The bench's virtual sites, enrolled with ``operator``."""
     return Population.build(
-        bench.prepared, bench.data, operator=operator.public_key(), watcher=watcher, inputs=bench.inputs
+        bench.prepared,
+        bench.data,
+        operator=operator.public_key(),
+        watcher=watcher,
+        inputs=bench.inputs,
+        keys={name: KEYS[name] for name in bench.data},
     )
 
 
@@ -87,13 +93,16 @@ def site_of(population: Population, name: str = "site-1") -> Site:
     return population.sites[name]
 
 
-def plan_of(bench: Workbench, *, round: int = 1, **changes: Any) -> RoundPlan:
-    """The plan of a round that starts from the initial adapter, with fields replaced."""
+def plan_of(bench: Workbench, *, round: int = 1, to: str = "site-1", **changes: Any) -> RoundPlan:
+    """The plan of a round that starts from the initial adapter, addressed to a site, with fields replaced."""
     bundle = bench.prepared.bundle
     state = replace(State.initial(bundle.initial), finished=round - 1)
-    return replace(plan_for(bundle, state, expires_at=time.time() + 3600), **changes)
+    plan = plan_for(bundle, state, expires_at=time.time() + 3600)
+    return replace(plan.addressed_to(key_fingerprint(KEYS[to].public_key())), **changes)
 
 
-def plan_bytes(bench: Workbench, operator: Ed25519PrivateKey, *, round: int = 1, **changes: Any) -> bytes:
+def plan_bytes(
+    bench: Workbench, operator: Ed25519PrivateKey, *, round: int = 1, to: str = "site-1", **changes: Any
+) -> bytes:
     """``plan_of``, signed, with the initial adapter."""
-    return encode_plan(plan_of(bench, round=round, **changes), bench.prepared.bundle.initial, key=operator)
+    return encode_plan(plan_of(bench, round=round, to=to, **changes), bench.prepared.bundle.initial, key=operator)

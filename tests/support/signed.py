@@ -20,7 +20,7 @@ PLAN, UPDATE, REFUSAL = 1, 2, 3
 def taken_apart(data: bytes) -> tuple[int, bytes, bytes]:
     """Kind, header and body of a well-formed message."""
     magic, version, kind, length = struct.unpack_from("<4sHBI", data)
-    assert (magic, version) == (b"FWRD", 1)
+    assert (magic, version) == (b"FWRD", 2)
     start = 11 + length
     (body,) = struct.unpack_from("<Q", data, start)
     assert len(data) == start + 8 + body + 64
@@ -41,11 +41,11 @@ def put_together(
         len(header) if header_length is None else header_length,
         len(body) if body_length is None else body_length,
     )
-    prefix = struct.pack("<4sHBI", b"FWRD", 1, kind, lengths[0])
-    message = prefix + header + struct.pack("<Q", lengths[1]) + body
-    return signed(kind, message, key=key)
+    prefix = struct.pack("<4sHBI", b"FWRD", 2, kind, lengths[0])
+    return signed(kind, prefix + header + struct.pack("<Q", lengths[1]), body, key=key)
 
 
-def signed(kind: int, message: bytes, *, key: Ed25519PrivateKey = KEY) -> bytes:
+def signed(kind: int, head: bytes, body: bytes = b"", *, key: Ed25519PrivateKey = KEY) -> bytes:
     """Any bytes with the signature that a message of this kind would bear."""
-    return message + key.sign(b"fedward/1/%d\x00" % kind + hashlib.sha256(message).digest())
+    digests = hashlib.sha256(head).digest() + hashlib.sha256(body).digest()
+    return head + body + key.sign(b"fedward/2/%d\x00" % kind + digests)

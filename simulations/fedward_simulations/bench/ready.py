@@ -19,7 +19,7 @@ from fedward_client.release import Gate
 from fedward_client.round import Site
 from fedward_client.training import LocalTrainer
 from fedward_common.adapter import Adapter
-from fedward_common.codec import encode_plan, new_key
+from fedward_common.codec import encode_plan, key_fingerprint, new_key
 from fedward_common.privacy.ledger import Budget, MemoryLedger
 from fedward_common.privacy.mechanism import MetricSums, PrivateMetric, PrivateSum
 from fedward_common.privacy.randomness import SecureRandom
@@ -92,7 +92,8 @@ class ReadySite:
 
     def signed(self, plan: RoundPlan, state: State) -> bytes:
         """The bytes that go down."""
-        return encode_plan(plan, state.adapter, key=self.operator)
+        own = plan.addressed_to(key_fingerprint(self.key.public_key()))
+        return encode_plan(own, state.adapter, key=self.operator)
 
 
 def _complain(reason: str) -> None:

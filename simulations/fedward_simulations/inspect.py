@@ -25,7 +25,7 @@ from pathlib import PurePath
 from statistics import median
 from typing import Any
 
-from fedward_client.data import as_text, read_table
+from fedward_client.tables import as_text, read_table
 from fedward_common.config import (
     DataConfig,
     PartitionConfig,

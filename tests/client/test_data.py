@@ -13,7 +13,7 @@ import sys
 import tempfile
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedward_client import data
-from fedward_client.data import Records, SiteData, as_text, load_records, nominal, read_table, split_validation
+from fedward_client.data import Records, SiteData, load_records, nominal, read_unit_ids, split_validation
+from fedward_client.tables import as_text, read_table
 from fedward_common.config import DataConfig
 from fedward_common.errors import DataError, PrivacyError
 from support.shared import shared_rows
@@ -159,7 +160,7 @@ class TestReadTable:
         good = packed(write_csv(tmp_path / "a.csv"))
         (tmp_path / "b.jsonl").write_text('{"note": "half', encoding="utf-8")
         code = (
-            "import sys; from fedward_client.data import read_table\n"
+            "import sys; from fedward_client.tables import read_table\n"
             "for name in sys.argv[1:]:\n"
             "    try: read_table(name)\n"
             "    except Exception as error: print(error)\n"
@@ -407,6 +408,29 @@ class TestRecords:
         assert copy.units.tolist() == [0, 1, 0]
 
 
+class TestUnitIds:
+    def test_ids_are_read_and_nothing_else(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        file = tmp_path / "notes.csv"
+        file.write_text("note,organ,patient\ncough,lung, p1 \n,unheard of,p2\nrash,skin,p1\n")
+        asked: list[object] = []
+
+        def watched(source: str, *, columns: Sequence[str]) -> dict[str, list[Any]]:
+            asked.append(columns)
+            return read_table(source, columns=columns)
+
+        monkeypatch.setattr("fedward_client.data.read_table", watched)
+        config = DataConfig(train=str(file), text=("note",), label="organ", unit="patient")
+        assert read_unit_ids(config) == (("p1", "p2"), 2)
+        assert asked == [("patient",)]
+        assert read_unit_ids(config.model_copy(update={"unit": None})) == (None, 3)
+
+    def test_an_empty_id_is_refused_by_row(self, tmp_path: Path) -> None:
+        file = tmp_path / "notes.csv"
+        file.write_text("note,organ,patient\ncough,lung,p1\nrash,skin,\n")
+        with pytest.raises(DataError, match="'patient' is empty in row 2"):
+            read_unit_ids(DataConfig(train=str(file), text=("note",), label="organ", unit="patient"))
+
+
 unit_ids = st.lists(st.text(max_size=8), unique=True, max_size=30)
 
 
@@ -474,6 +498,14 @@ class TestSiteData:
         site = SiteData(records=records, nominal_units=10, validation=np.array([False, True, False]))
         assert site.training_units.tolist() == [0, 2] and site.validation_units.tolist() == [1]
         assert site.training_units is site.training_units
+
+    def test_a_unit_that_is_left_out_is_used_for_nothing(self) -> None:
+        records = records_of_units([0, 1, 2, 3])
+        sides, out = np.array([False, True, True, False]), np.array([True, False, True, False])
+        site = SiteData(records=records, nominal_units=10, validation=sides, left_out=out)
+        assert site.training_units.tolist() == [3] and site.validation_units.tolist() == [1]
+        with pytest.raises(DataError, match="left_out flags"):
+            SiteData(records=records, nominal_units=1, validation=sides, left_out=np.zeros(3, dtype=bool))
 
     def test_parts_that_do_not_fit(self) -> None:
         records = records_of_units([0, 1])

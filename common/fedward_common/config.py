@@ -41,7 +41,7 @@ from pydantic import (
 )
 
 from fedward_common.errors import ConfigError
-from fedward_common.privacy.guarantee import Unit
+from fedward_common.privacy.guarantee import MetricTerms, PrivacyTerms, StageTerms, Unit
 
 __all__ = [
     "AdapterConfig",
@@ -304,6 +304,34 @@ class RunConfig(Section):
     def evaluations(self) -> int:
         """Noisy evaluations at each site in the whole run."""
         return sum(stage.rounds // stage.evaluate_every for stage in self.stages if stage.evaluate_every)
+
+    @property
+    def terms(self) -> PrivacyTerms:
+        """The privacy terms that every plan of the run announces."""
+        privacy = self.privacy
+        stages = tuple(
+            StageTerms(
+                name=stage.name,
+                sampling_rate=stage.sampling_rate,
+                rounds=stage.rounds,
+                local_steps=stage.local_steps,
+                noise_ratio=stage.noise_ratio,
+            )
+            for stage in self.stages
+        )
+        return PrivacyTerms(
+            epsilon=privacy.epsilon,
+            delta=privacy.delta,
+            unit=privacy.unit,
+            clip_norm=privacy.clip_norm,
+            max_records_per_unit=privacy.max_records_per_unit,
+            stages=stages,
+            metrics=MetricTerms(
+                evaluations=self.evaluations,
+                share=privacy.metrics_share,
+                validation_fraction=privacy.validation_fraction,
+            ),
+        )
 
     @property
     def digest(self) -> str:

@@ -21,39 +21,11 @@ from pydantic import TypeAdapter, ValidationError
 from fedward_common.adapter import Adapter, AdapterSpec, Vector
 from fedward_common.config import RunConfig
 from fedward_common.errors import FedwardError, OutputError
-from fedward_common.privacy.guarantee import MetricTerms, PrivacyTerms, StageTerms
 
-__all__ = ["Bundle", "run_id_of", "terms_of"]
+__all__ = ["Bundle", "run_id_of"]
 
 VERSION = 1
 INITIAL, FROZEN = "initial.safetensors", "frozen.safetensors"
-
-
-def terms_of(config: RunConfig) -> PrivacyTerms:
-    """The privacy terms of a run file: what every plan of the run announces."""
-    privacy = config.privacy
-    return PrivacyTerms(
-        epsilon=privacy.epsilon,
-        delta=privacy.delta,
-        unit=privacy.unit,
-        clip_norm=privacy.clip_norm,
-        max_records_per_unit=privacy.max_records_per_unit,
-        stages=tuple(
-            StageTerms(
-                name=stage.name,
-                sampling_rate=stage.sampling_rate,
-                rounds=stage.rounds,
-                local_steps=stage.local_steps,
-                noise_ratio=stage.noise_ratio,
-            )
-            for stage in config.stages
-        ),
-        metrics=MetricTerms(
-            evaluations=config.evaluations,
-            share=privacy.metrics_share,
-            validation_fraction=privacy.validation_fraction,
-        ),
-    )
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -25,7 +25,7 @@ from fedward_common.errors import InputError, MalformedMessage, RoundAbandoned
 from fedward_common.round import Aggregate, Refusal, RoundPlan, RoundRecord, Training, Update
 from fedward_common.wire import pack, unpack
 from fedward_server.admission import Admission, Drop, weight_of
-from fedward_server.bundle import Bundle, terms_of
+from fedward_server.bundle import Bundle
 from fedward_server.checkpoint import Checkpoints
 from fedward_server.evaluation import Evaluator
 from fedward_server.records import RoundLog
@@ -81,7 +81,7 @@ def plan_for(bundle: Bundle, state: State, *, expires_at: float) -> RoundPlan:
         stage=index,
         spec_digest=bundle.spec.digest,
         adapter_digest=state.adapter.digest,
-        terms=terms_of(config),
+        terms=config.terms,
         training=Training(
             groups=stage.train,
             local_steps=stage.local_steps,

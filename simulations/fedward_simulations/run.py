@@ -23,7 +23,7 @@ from fedward_common.config import RunConfig
 from fedward_common.errors import ConfigError, OutputError, PrivacyError
 from fedward_common.privacy.ledger import Quote
 from fedward_server.app import server_app
-from fedward_server.bundle import Bundle, run_id_of, terms_of
+from fedward_server.bundle import Bundle, run_id_of
 from fedward_server.checkpoint import Checkpoint, Checkpoints
 from fedward_server.export import export_adapter
 from fedward_server.loop import Coordinator, EnrolledSite
@@ -136,7 +136,7 @@ def _check_promise(config: RunConfig, data: Mapping[str, SiteData]) -> None:
                 f"privacy.delta {config.privacy.delta:g} is not below 1 / units at {name}",
                 hint="a delta that large permits publishing whole units: choose a smaller one",
             )
-    Quote.of(terms_of(config))
+    Quote.of(config.terms)
 
 
 def _continue(bench: Workbench, start: Checkpoint, *, out: Path, view: RunView) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import pytest
 
 from fedward_common.adapter import Adapter
 from fedward_common.errors import OutputError
-from fedward_server.bundle import Bundle, run_id_of, terms_of
+from fedward_server.bundle import Bundle, run_id_of
 from support.coordinating import bundle_of, config_of
 from support.nouns import HEAD, SPEC, START
 
@@ -84,7 +84,7 @@ def test_a_folder_without_a_bundle_is_refused(tmp_path: Path) -> None:
 
 def test_terms_are_those_of_the_run_file() -> None:
     config = config_of(privacy={"epsilon": 3.0, "delta": 1e-6, "clip_norm": 0.5, "metrics_share": 0.25})
-    terms = terms_of(config)
+    terms = config.terms
     assert (terms.epsilon, terms.delta, terms.clip_norm, terms.max_records_per_unit) == (3.0, 1e-6, 0.5, 1)
     assert [(s.name, s.rounds, s.local_steps, s.sampling_rate, s.noise_ratio) for s in terms.stages] == [
         ("head", 2, 1, 1.0, 1.0),

@@ -8,7 +8,6 @@ import pytest
 
 from fedward_common.modeling.base import load_base
 from fedward_common.privacy.ledger import Quote
-from fedward_server.bundle import terms_of
 from fedward_server.checkpoint import Checkpoints
 from fedward_simulations.compare import reference_sites
 from fedward_simulations.reference import reference_run
@@ -47,7 +46,7 @@ def test_the_flat_twin_gives_the_same_adapter(tmp_path: Path, case: str) -> None
         bundle.config,
         load_base(bundle.config.model).encoder,
         reference_sites(bench.data, bench.inputs),
-        noise_scale=Quote.of(terms_of(bundle.config)).calibration.noise_scale,
+        noise_scale=Quote.of(bundle.config.terms).calibration.noise_scale,
     )
     assert set(twin) == set(adapter.tensors)
     moved = (adapter - bundle.initial).l2_norm()

@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import zip_longest
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -28,7 +29,7 @@ from fedward_server.admission import Admission, Drop, weight_of
 from fedward_server.bundle import Bundle
 from fedward_server.checkpoint import Checkpoints
 from fedward_server.evaluation import Evaluator
-from fedward_server.records import RoundLog
+from fedward_server.records import RoundLog, write_witness
 from fedward_server.state import State, advance
 
 __all__ = ["Coordinator", "EnrolledSite", "Observer", "plan_for", "stage_of"]
@@ -114,9 +115,9 @@ class Coordinator:
     """Runs a prepared bundle over a Grid.
 
     ``sites`` maps Flower's node ids to enrolled sites; nobody else is asked. ``heads`` holds the last ledger head of
-    each site by name: it goes back to the site in the next plan, so that a ledger that was set back shows. ``extra`` is
-    asked for JSON to keep in each checkpoint and ``spent`` for the largest epsilon over sites, where the caller knows
-    it (a simulation does, a server does not).
+    each site by name: it goes back to the site in the next plan, so that a ledger that was set back shows. ``witness``
+    is a file that keeps them for a site that has to reconcile its ledger; a simulation needs none. ``extra`` is asked
+    for JSON to keep in each checkpoint and ``spent`` for the largest epsilon over sites, where the caller knows it.
 
     Guarantees:
       - Memory does not grow with the number of sites: one update and one sum at a time.
@@ -131,6 +132,7 @@ class Coordinator:
     checkpoints: Checkpoints
     log: RoundLog
     heads: dict[str, str] = field(default_factory=dict)
+    witness: Path | None = None
     extra: Callable[[], dict[str, Any]] = dict
     spent: Callable[[], float | None] = lambda: None
     clock: Callable[[], float] = time.time
@@ -275,6 +277,10 @@ class Coordinator:
         after = advance(state, result.aggregate, optimiser=config.server.optimiser, learning_rate=rate)
         self._note(plan, attempt, result, after, abandoned=False)
         self.checkpoints.save(after, run_id=self.bundle.run_id, heads=self.heads, extra=self.extra())
+        if self.witness:
+            known = {key_fingerprint(site.key): self.heads.get(site.name) for site in self.sites.values()}
+            heads = {site: head for site, head in known.items() if head}
+            write_witness(self.witness, run_id=self.bundle.run_id, terms=plan.terms, heads=heads)
         return after
 
     def _note(self, plan: RoundPlan, attempt: int, result: _Attempt, state: State, *, abandoned: bool) -> None:

@@ -1,6 +1,9 @@
-"""rounds.jsonl: one line for every attempt at a round, appended and flushed; the run's public diary.
+"""What a run leaves for people: rounds.jsonl, its diary, and witness.json, what it knows of the sites' ledgers.
 
-Version 1 of the format: each line is a :class:`~fedward_common.round.RoundRecord` as JSON. Readers skip unknown keys.
+rounds.jsonl, version 1: one line for every attempt at a round, appended and flushed, each a
+:class:`~fedward_common.round.RoundRecord` as JSON. Readers skip unknown keys. witness.json, version 1: the run's id and
+terms, and the last ledger head of each site. A site whose ledger was restored from an old copy counts as spent what a
+witness knows (`fedward-client ledger reconcile`).
 """
 
 from __future__ import annotations
@@ -8,13 +11,17 @@ from __future__ import annotations
 import json
 import math
 import os
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 
 from fedward_common.errors import OutputError
+from fedward_common.privacy.guarantee import PrivacyTerms
 from fedward_common.round import RoundRecord
 
-__all__ = ["RoundLog"]
+__all__ = ["RoundLog", "write_witness"]
+
+WITNESS_SCHEMA = 1
 
 
 class RoundLog:
@@ -58,6 +65,30 @@ class RoundLog:
             raise OutputError(
                 f"cannot rewrite {self._path.name}: {error.strerror}", hint="free disk space, then resume the run"
             ) from None
+
+
+def write_witness(path: Path, *, run_id: str, terms: PrivacyTerms, heads: Mapping[str, str]) -> None:
+    """Write what the coordinator knows of the sites' ledgers, all of it or nothing.
+
+    Args:
+      path: of the file, which is replaced.
+      run_id: of the run.
+      terms: what every site of the run reserved.
+      heads: last ledger head by fingerprint of the site's signing key.
+
+    Raises:
+      OutputError: the disk is full or not writable; the file is as it was.
+    """
+    content = {"heads": dict(heads), "run_id": run_id, "schema": WITNESS_SCHEMA, "terms": terms.to_json()}
+    draft = path.with_name(f".{path.name}.part")
+    try:
+        with draft.open("w", encoding="utf-8") as file:
+            json.dump(content, file, indent=1, sort_keys=True)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(draft, path)
+    except OSError as error:
+        raise OutputError(f"cannot write {path.name}: {error.strerror}", hint="free disk space, then resume") from None
 
 
 def _round_of(line: str) -> float:

@@ -14,6 +14,7 @@ from flwr.app import ConfigRecord, Error, Message, RecordDict
 from fedward_common.adapter import Adapter
 from fedward_common.codec import encode_plan, encode_reply, key_fingerprint
 from fedward_common.errors import FedwardError, InputError, RoundAbandoned
+from fedward_common.privacy.guarantee import PrivacyTerms
 from fedward_common.round import Aggregate, Code, Refusal, RoundPlan, Update
 from fedward_common.wire import pack
 from fedward_server.loop import EnrolledSite, plan_for, stage_of
@@ -320,9 +321,13 @@ def test_a_plan_is_addressed_and_brings_the_last_head_back_also_after_a_resume(t
         plans.append(one.plan)
         return [pack(reply_bytes(one, ledger_head=f"{one.plan.round:064x}"))]
 
-    coordinator = coordinator_of(tmp_path, bundle_of(), nodes=NODES[:1])
+    coordinator = coordinator_of(tmp_path, bundle_of(), nodes=NODES[:1], witness=tmp_path / "witness.json")
     end = coordinator.run(FakeGrid({NODES[0]: site}), State.initial(START))
     assert {plan.site for plan in plans} == {key_fingerprint(KEY.public_key())}
+    witness = json.loads((tmp_path / "witness.json").read_text())
+    assert witness["heads"] == {key_fingerprint(KEY.public_key()): f"{4:064x}"}
+    assert PrivacyTerms.from_json(witness["terms"]) == plans[0].terms
+    assert (witness["schema"], witness["run_id"]) == (1, plans[0].run_id)
     assert [plan.ledger_head for plan in plans] == ["", *(f"{n:064x}" for n in (1, 2, 3))]
     assert list(coordinator.checkpoints.latest(end.adapter.spec).heads.values()) == [f"{4:064x}"]
 

@@ -1,8 +1,8 @@
 """The gate: the only module whose output leaves a site.
 
 Four things pass: tensors of the agreed spec that a ``PrivateSum`` made, metrics that a ``PrivateMetric`` made, public
-metadata (plan id, the guarantee, the declared nominal units), and codes of a closed enum. The gate takes typed values
-and signs them; it has no argument through which a count, a loss, a text or an exception could pass.
+metadata (plan id, the guarantee, the declared nominal units, the ledger's head), and codes of a closed enum. The gate
+takes typed values and signs them; it has no argument through which a count, a loss, a text or an exception could pass.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from fedward_common.adapter import Adapter, AdapterSpec
 from fedward_common.codec import encode_reply, key_fingerprint
 from fedward_common.errors import SpecMismatch
 from fedward_common.privacy.guarantee import Guarantee
+from fedward_common.privacy.ledger import Ledger
 from fedward_common.privacy.mechanism import MetricSums
 from fedward_common.round import NO_PLAN, Code, Refusal, RoundPlan, Update
 
@@ -22,9 +23,13 @@ __all__ = ["Gate"]
 class Gate:
     """Turns privatised results and codes into the signed bytes that leave."""
 
-    def __init__(self, *, key: Ed25519PrivateKey, nominal_units: int, max_update_bytes: int) -> None:
-        """Keep the site's signing key, its declared number of units and its limit on an update's size."""
+    def __init__(self, *, key: Ed25519PrivateKey, nominal_units: int, max_update_bytes: int, ledger: Ledger) -> None:
+        """Keep the site's signing key, its declared number of units, its limit on an update's size, and its ledger.
+
+        Of the ledger the gate reads the head alone, which each update carries.
+        """
         self._key = key
+        self._ledger = ledger
         self._nominal_units = nominal_units
         self._max_bytes = max_update_bytes
 
@@ -34,7 +39,13 @@ class Gate:
         return key_fingerprint(self._key.public_key())
 
     def update(
-        self, plan: RoundPlan, spec: AdapterSpec, *, delta: Adapter, guarantee: Guarantee, metrics: MetricSums | None
+        self,
+        plan: RoundPlan,
+        spec: AdapterSpec,
+        *,
+        delta: Adapter,
+        guarantee: Guarantee,
+        metrics: MetricSums | None,
     ) -> bytes:
         """Sign an update.
 
@@ -56,6 +67,7 @@ class Gate:
             guarantee=guarantee,
             nominal_units=self._nominal_units,
             metrics=metrics,
+            ledger_head=self._ledger.head,
         )
         return encode_reply(update, key=self._key)
 

@@ -1,34 +1,70 @@
-"""The whole life of a round at a site, on one page: verify, admit, reserve, start, train, release, settle.
+"""The whole life of a round at a site, on one page: verify, admit, reserve, start, train, store, write down, release.
 
-    bytes -> signature, shapes, digests -> policy -> one grant for the whole run -> this round marked started
-          -> data opened: drawn, clipped, noised, stepped -> gate -> stored -> signed bytes
+    bytes -> signature, addressee, shapes, digests -> policy -> one grant for the whole run -> this round marked started
+          -> data opened: drawn, clipped, noised, stepped -> gate -> stored -> audit line -> signed bytes
 
 Whatever goes wrong after the policy said yes is the one code ``unavailable``; the true reason goes to the site's own
-log. A plan id that was served is answered with the stored bytes, without touching data.
+audit log. A plan id that was served is answered with the stored bytes, without touching data. A round that failed after
+the data was opened is spent, and holds its run at this site until the site's own operator clears it.
 """
 
 from __future__ import annotations
 
+import hashlib
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import Protocol
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
+from fedward_client.books.audit import AuditLine, AuditTrail, Kind, reason_of
 from fedward_client.policy import SEEDED_RANDOMNESS, Denied, SitePolicy
 from fedward_client.release import Gate
-from fedward_client.training import LocalTrainer
+from fedward_client.trainers import Flags, Trainers
 from fedward_common.adapter import Adapter
-from fedward_common.codec import decode_plan
-from fedward_common.errors import BadSignature, FedwardError, MessageError, PrivacyError
+from fedward_common.codec import decode_plan, key_fingerprint
+from fedward_common.errors import BadSignature, BudgetError, MessageError, PrivacyError
 from fedward_common.privacy.events import GaussianSum, merged
+from fedward_common.privacy.facts import Outcome
+from fedward_common.privacy.grants import Grant
 from fedward_common.privacy.guarantee import Guarantee
-from fedward_common.privacy.ledger import Grant, Ledger, Outcome
+from fedward_common.privacy.ledger import Ledger
 from fedward_common.privacy.mechanism import PrivateMetric, PrivateSum
 from fedward_common.privacy.randomness import Randomness, SecureRandom
 from fedward_common.round import Code, RoundPlan
 
-__all__ = ["Site"]
+__all__ = ["MemoryOutbox", "Replies", "Site"]
+
+
+class Replies(Protocol):
+    """Where finished replies are kept, to be sent again byte for byte."""
+
+    def store(self, run_id: str, plan_id: str, reply: bytes) -> None:
+        """Keep a reply; a durable outbox has it on disk when this returns."""
+        ...
+
+    def find(self, plan_id: str) -> bytes | None:
+        """The reply of this plan, or None."""
+        ...
+
+
+class MemoryOutbox:
+    """The newest reply, in memory: for simulation, where a crash loses the sites as well."""
+
+    def __init__(self) -> None:
+        """Nothing was sent yet."""
+        self._newest: tuple[str, bytes] | None = None
+
+    def store(self, run_id: str, plan_id: str, reply: bytes) -> None:
+        """Keep a reply in place of the one before."""
+        self._newest = (plan_id, reply)
+
+    def find(self, plan_id: str) -> bytes | None:
+        """The reply of this plan, or None."""
+        return self._newest[1] if self._newest and self._newest[0] == plan_id else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,12 +80,21 @@ class _Mechanisms:
         return merged([self.step.event] * self.steps + ([self.metric.event] if self.metric else []))
 
 
+class _Refused(Exception):
+    """A no that plan and policy alone decide."""
+
+    def __init__(self, code: Code, reason: str) -> None:
+        super().__init__(reason)
+        self.code = code
+
+
 class Site:
-    """One site's side of every run: ``answer(bytes) -> bytes``, the Door's other side.
+    """One site's side of every run: ``answer(bytes) -> bytes``, the Door's other side. One message at a time.
 
     Guarantees:
       - Nothing is parsed before the operator's signature holds, and a plan for another site is no plan.
       - What a run may cost is reserved, and the round marked started, before data is opened; nothing is refunded.
+      - An update is stored, and a line about it written down, before it is handed over.
       - A refusal's code depends on plan and policy only, or is ``unavailable``.
       - A served plan id is answered with the same bytes again.
     """
@@ -60,21 +105,25 @@ class Site:
         policy: SitePolicy,
         operator: Ed25519PublicKey,
         ledger: Ledger,
-        trainer: LocalTrainer,
+        trainers: Trainers,
         gate: Gate,
+        outbox: Replies,
+        audit: AuditTrail,
         randomness: Randomness,
-        report: Callable[[str], None],
+        clock: Callable[[], float] = time.time,
     ) -> None:
-        """Wire a site together.
+        """Wire a site together, and settle what a crash cut off by what the outbox holds.
 
         Args:
           policy: outranks every plan.
           operator: the key that plans must be signed with.
           ledger: reserves and records what is spent.
-          trainer: the data and the model.
+          trainers: models and data.
           gate: makes whatever leaves.
+          outbox: keeps finished replies.
+          audit: receives what left, and the true reason of every refusal; stays at the site.
           randomness: ``SecureRandom``, or a seeded one where the policy waives it by name.
-          report: receives the true reason of every refusal; stays at the site.
+          clock: seconds since the epoch.
 
         Raises:
           PrivacyError: randomness that can be repeated, without the waiver.
@@ -85,46 +134,72 @@ class Site:
                 hint=f"use SecureRandom; only a simulation may waive {SEEDED_RANDOMNESS!r}",
             )
         self._policy, self._operator, self._ledger = policy, operator, ledger
-        self._trainer, self._gate, self._report = trainer, gate, report
-        self._fingerprint = gate.fingerprint
-        self._served: dict[str, bytes] = {}
+        self._trainers, self._gate, self._outbox, self._audit = trainers, gate, outbox, audit
+        self._coordinator, self._clock = key_fingerprint(operator), clock
+        self._lock = threading.Lock()
+        for plan_id in ledger.unsettled():
+            if outbox.find(plan_id) is not None:
+                ledger.settle(plan_id, Outcome.RELEASED)
 
     def answer(self, data: bytes) -> bytes:
         """Serve one message: a signed plan in, a signed update or refusal out. Never raises on input."""
+        with self._lock:
+            return self._answer(data)
+
+    # ---- verify and admit: public things alone -----------------------------------------
+    def _answer(self, data: bytes) -> bytes:
+        plan: RoundPlan | None = None
+        try:
+            plan, adapter = self._read(data)
+            stored = self._outbox.find(plan.plan_id)
+            if stored is not None:
+                return self._hand_over(Kind.RESEND, plan, adapter, stored)
+            self._admit(plan, adapter)
+            return self._serve(plan, adapter)
+        except _Refused as refused:
+            return self._refuse(plan, refused.code, str(refused))
+        except Exception as error:
+            return self._refuse(plan, Code.UNAVAILABLE, reason_of(error))
+
+    def _read(self, data: bytes) -> tuple[RoundPlan, Adapter]:
         try:
             plan, adapter = decode_plan(data, public_key=self._operator)
             adapter.check_finite(largest=self._policy.max_magnitude)
         except BadSignature as error:
-            return self._refuse(None, Code.BAD_SIGNATURE, str(error))
+            raise _Refused(Code.BAD_SIGNATURE, str(error)) from None
         except MessageError as error:
-            return self._refuse(None, Code.SPEC_MISMATCH, str(error))
-        if plan.site != self._fingerprint:
-            return self._refuse(None, Code.BAD_SIGNATURE, "the plan is signed for another site")
-        if plan.plan_id in self._served:
-            return self._served[plan.plan_id]
-        verdict = self._policy.admit(plan, adapter.spec, now=time.time())
-        if isinstance(verdict, Denied):
-            return self._refuse(plan, verdict.code, verdict.reason)
-        if adapter.spec.digest != self._trainer.spec_digest:
-            return self._refuse(plan, Code.SPEC_MISMATCH, "the adapter is not of this site's model")
-        try:
-            return self._serve(plan, adapter)
-        except FedwardError as error:
-            return self._refuse(plan, Code.UNAVAILABLE, str(error))
-        except Exception as error:  # the text of a foreign exception may hold data: keep its type alone
-            return self._refuse(plan, Code.UNAVAILABLE, f"internal error of type {type(error).__name__}")
+            raise _Refused(Code.SPEC_MISMATCH, str(error)) from None
+        if plan.site != self._gate.fingerprint:
+            raise _Refused(Code.BAD_SIGNATURE, "the plan is signed for another site")
+        return plan, adapter
 
+    def _admit(self, plan: RoundPlan, adapter: Adapter) -> None:
+        verdict = self._policy.admit(plan, adapter.spec, now=self._clock())
+        if isinstance(verdict, Denied):
+            raise _Refused(verdict.code, verdict.reason)
+        if not self._trainers.fits(adapter.spec, public_seed=plan.public_seed):
+            raise _Refused(Code.SPEC_MISMATCH, "the adapter is not of this site's model")
+
+    # ---- pay, then open the data ----------------------------------------------------------
     def _serve(self, plan: RoundPlan, adapter: Adapter) -> bytes:
-        grant = self._ledger.reserve(self._ledger.quote(plan.terms), run_id=plan.run_id)
+        if not self._ledger.knows(plan.ledger_head):
+            raise BudgetError(
+                "the coordinator holds a ledger head that this ledger never had: it was set back, or is another's",
+                hint="fedward-client ledger reconcile counts what the coordinator's witness knows",
+            )
+        units, count = self._trainers.units()
+        self._check_data(plan, count)
+        grant = self._ledger.reserve(self._ledger.quote(plan.terms), run_id=plan.run_id, units=units)
         mechanisms = self._mechanisms(plan, grant)
-        self._check_data(plan)
         self._ledger.start(grant, plan.plan_id, events=mechanisms.events)
         try:
             reply = self._compute(plan, adapter, mechanisms)
-        except BaseException:
+            self._outbox.store(plan.run_id, plan.plan_id, reply)
+        except BaseException as error:
             self._ledger.settle(plan.plan_id, Outcome.FAILED)
+            self._write(Kind.HOLD, plan, reason=reason_of(error))
             raise
-        self._served[plan.plan_id] = reply
+        reply = self._hand_over(Kind.RELEASE, plan, adapter, reply)
         self._ledger.settle(plan.plan_id, Outcome.RELEASED)
         return reply
 
@@ -132,24 +207,24 @@ class Site:
         calibration = grant.quote.calibration
         return _Mechanisms(
             step=PrivateSum.for_stage(
-                plan.terms, calibration, stage_index=plan.stage, nominal_units=self._trainer.data.nominal_units
+                plan.terms, calibration, stage_index=plan.stage, nominal_units=self._trainers.nominal_units
             ),
             steps=plan.training.local_steps,
-            metric=PrivateMetric.for_run(calibration, loss_cap=self._trainer.loss_cap) if plan.evaluate else None,
+            metric=PrivateMetric.for_run(calibration, loss_cap=self._trainers.loss_cap) if plan.evaluate else None,
         )
 
-    def _check_data(self, plan: RoundPlan) -> None:
+    def _check_data(self, plan: RoundPlan, units: int) -> None:
         # compares with the true number of units: whatever the answer, the wire says 'unavailable'
-        units = self._trainer.data.records.unit_count
         if units < self._policy.minimum_units:
             raise PrivacyError("the data has fewer units than minimum_units", hint="add data or lower minimum_units")
         if plan.terms.delta >= 1 / units:
             raise PrivacyError("delta is not below 1 / units", hint="ask the operator for a smaller privacy.delta")
 
     def _compute(self, plan: RoundPlan, adapter: Adapter, mechanisms: _Mechanisms) -> bytes:
+        trainer = self._trainers.open(plan, adapter.spec, partial(self._taking_part, plan.run_id))
         step, metric = mechanisms.step, mechanisms.metric
-        metrics = self._trainer.evaluate(plan.round, adapter, metric, cap=step) if metric else None
-        delta = self._trainer.train(plan.round, adapter, plan.training, step)
+        metrics = trainer.evaluate(plan.round, adapter, metric, cap=step) if metric else None
+        delta = trainer.train(plan.round, adapter, plan.training, step)
         guarantee = Guarantee(
             unit=plan.terms.unit,
             delta=plan.terms.delta,
@@ -158,6 +233,34 @@ class Site:
         )
         return self._gate.update(plan, adapter.spec, delta=delta, guarantee=guarantee, metrics=metrics)
 
+    def _taking_part(self, run_id: str, units: Sequence[str]) -> Flags:
+        return self._ledger.taking_part(run_id, units)
+
+    # ---- write down, then hand over -------------------------------------------------------
+    def _hand_over(self, kind: Kind, plan: RoundPlan, adapter: Adapter, reply: bytes) -> bytes:
+        self._write(
+            kind,
+            plan,
+            update_digest=hashlib.sha256(reply).hexdigest(),
+            size=len(reply),
+            tensors=adapter.spec.subset(plan.training.groups).tensors,
+        )
+        return reply
+
     def _refuse(self, plan: RoundPlan | None, code: Code, reason: str) -> bytes:
-        self._report(f"{code}: {reason}")
+        try:
+            self._write(Kind.REFUSAL, plan, code=code.value, reason=reason)
+        except Exception:  # what cannot be written down is answered with nothing but the code that says nothing
+            code = Code.UNAVAILABLE
         return self._gate.refusal(plan, code)
+
+    def _write(self, kind: Kind, plan: RoundPlan | None, **fields: object) -> None:
+        about = {"run_id": plan.run_id, "round": plan.round, "plan_id": plan.plan_id} if plan else {}
+        line: dict[str, object] = {
+            "coordinator": self._coordinator,
+            "ledger_sequence": self._ledger.sequence,
+            "ledger_head": self._ledger.head,
+            **about,
+            **fields,
+        }
+        self._audit.write(AuditLine(kind=kind, **line))  # type: ignore[arg-type]

@@ -14,14 +14,17 @@ from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
+from fedward_client.books.audit import AuditLine, Kind
 from fedward_client.data import Records, SiteData, nominal, split_validation
 from fedward_client.policy import SEEDED_RANDOMNESS, SitePolicy
 from fedward_client.release import Gate
-from fedward_client.round import Site
+from fedward_client.round import MemoryOutbox, Site
+from fedward_client.trainers import FixedTrainer
 from fedward_client.training import LocalTrainer, SiteInputs
 from fedward_common.codec import new_key
 from fedward_common.config import RunConfig
-from fedward_common.privacy.ledger import Budget, MemoryLedger
+from fedward_common.privacy.grants import Budget
+from fedward_common.privacy.ledger import Ledger
 from fedward_common.privacy.randomness import SeededRandom
 from fedward_simulations.prepare import Prepared
 
@@ -55,7 +58,7 @@ class Population:
 
     sites: Mapping[str, Site]
     keys: Mapping[str, Ed25519PublicKey]
-    ledgers: Mapping[str, MemoryLedger]
+    ledgers: Mapping[str, Ledger]
     nominal_units: Mapping[str, int]
 
     @classmethod
@@ -84,7 +87,7 @@ class Population:
         config = prepared.bundle.config
         budget = Budget(epsilon=config.privacy.epsilon, delta=config.privacy.delta)
         past = entries or {}
-        ledgers = {name: MemoryLedger.restore(past.get(name, []), budget=budget) for name in data}
+        ledgers = {name: Ledger.restore(past.get(name, []), budget=budget) for name in data}
         keys = keys or {name: new_key() for name in data}
         policy = _policy(prepared)
         sites = {}
@@ -94,16 +97,24 @@ class Population:
                 policy=policy,
                 operator=operator,
                 ledger=ledgers[name],
-                trainer=LocalTrainer(
-                    model=prepared.model,
-                    data=held,
-                    inputs=inputs[name],
-                    randomness=randomness,
-                    progress=partial(watcher.caching, name),
+                trainers=FixedTrainer(
+                    trainer=LocalTrainer(
+                        model=prepared.model,
+                        data=held,
+                        inputs=inputs[name],
+                        randomness=randomness,
+                        progress=partial(watcher.caching, name),
+                    )
                 ),
-                gate=Gate(key=keys[name], nominal_units=held.nominal_units, max_update_bytes=policy.max_update_bytes),
+                gate=Gate(
+                    key=keys[name],
+                    nominal_units=held.nominal_units,
+                    max_update_bytes=policy.max_update_bytes,
+                    ledger=ledgers[name],
+                ),
+                outbox=MemoryOutbox(),
+                audit=_Noted(site=name, watcher=watcher),
                 randomness=randomness,
-                report=partial(_refused, watcher, name),
             )
         return cls(
             sites=sites,
@@ -121,8 +132,16 @@ class Population:
         return {name: ledger.spent(run_id, delta=delta) for name, ledger in self.ledgers.items()}
 
 
-def _refused(watcher: Watcher, site: str, reason: str) -> None:
-    watcher.note(f"{site} refused: {reason}")
+@dataclass(frozen=True, kw_only=True)
+class _Noted:
+    """An audit trail that shows the true reason of a refusal, and keeps nothing: no data here is a real site's."""
+
+    site: str
+    watcher: Watcher
+
+    def write(self, line: AuditLine) -> None:
+        if line.kind is Kind.REFUSAL:
+            self.watcher.note(f"{self.site} refused: {line.code}: {line.reason}")
 
 
 def _policy(prepared: Prepared) -> SitePolicy:

@@ -21,7 +21,7 @@ from fedward_client.training import SiteInputs
 from fedward_common.codec import new_key
 from fedward_common.config import RunConfig
 from fedward_common.errors import ConfigError, OutputError, PrivacyError
-from fedward_common.privacy.ledger import Quote
+from fedward_common.privacy.grants import Quote
 from fedward_server.app import server_app
 from fedward_server.bundle import Bundle, run_id_of
 from fedward_server.checkpoint import Checkpoint, Checkpoints

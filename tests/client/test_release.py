@@ -11,13 +11,16 @@ from fedward_client.release import Gate
 from fedward_common.adapter import Adapter
 from fedward_common.codec import decode_reply, new_key
 from fedward_common.errors import NonFiniteUpdate, SpecMismatch
+from fedward_common.privacy.grants import Budget
 from fedward_common.privacy.guarantee import Guarantee, Unit
+from fedward_common.privacy.ledger import Ledger
 from fedward_common.privacy.mechanism import MetricSums
 from fedward_common.round import NO_PLAN, Code, Refusal, Update
 from fedward_simulations.run import Workbench
 from support.federation import plan_of, small_bench
 
 KEY = new_key()
+LEDGER = Ledger.in_memory(Budget(epsilon=8.0, delta=1e-5))
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +35,7 @@ def release(bench: Workbench, *, limit: int = 2**20, **changes: Any) -> bytes:
         "guarantee": Guarantee(unit=Unit.RECORD, delta=1e-5, events=(), waivers=()),
         "metrics": None,
     }
-    gate = Gate(key=KEY, nominal_units=30, max_update_bytes=limit)
+    gate = Gate(key=KEY, nominal_units=30, max_update_bytes=limit, ledger=LEDGER)
     evaluate = changes.pop("evaluate", False)
     return gate.update(plan_of(bench, evaluate=evaluate), spec, **(values | changes))
 
@@ -68,7 +71,7 @@ def test_metrics_pass_exactly_when_asked_for(bench: Workbench, evaluate: bool, m
 
 
 def test_a_refusal_without_a_plan_names_none(bench: Workbench) -> None:
-    gate = Gate(key=KEY, nominal_units=30, max_update_bytes=1)
+    gate = Gate(key=KEY, nominal_units=30, max_update_bytes=1, ledger=LEDGER)
     reply = decode_reply(gate.refusal(None, Code.BAD_SIGNATURE), public_key=KEY.public_key())
     assert reply == Refusal(plan_id=NO_PLAN, code=Code.BAD_SIGNATURE)
 

@@ -7,14 +7,17 @@ from pathlib import Path
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from fedward_client.books.audit import NoAudit
 from fedward_client.policy import SitePolicy
 from fedward_client.release import Gate
-from fedward_client.round import Site
+from fedward_client.round import MemoryOutbox, Site
+from fedward_client.trainers import FixedTrainer
 from fedward_client.training import LocalTrainer
 from fedward_common.codec import decode_reply, encode_plan, new_key
 from fedward_common.errors import BadSignature, PrivacyError
+from fedward_common.privacy.grants import Budget
 from fedward_common.privacy.guarantee import Unit
-from fedward_common.privacy.ledger import Budget, MemoryLedger
+from fedward_common.privacy.ledger import Ledger
 from fedward_common.privacy.randomness import SecureRandom, SeededRandom
 from fedward_common.round import Code, Refusal, Reply, Update
 from fedward_simulations.population import Population, Watcher
@@ -67,13 +70,13 @@ def test_metrics_come_only_when_asked_for(hospital: Hospital) -> None:
 
 def test_a_foreign_operator_is_refused_and_nothing_is_parsed(hospital: Hospital) -> None:
     assert hospital.code(hospital.site.answer(plan_bytes(hospital.bench, new_key()))) is Code.BAD_SIGNATURE
-    assert hospital.population.ledgers["site-1"].export() == []
+    assert hospital.population.ledgers["site-1"].grants() == ()
 
 
 def test_a_plan_for_another_site_is_no_plan(hospital: Hospital) -> None:
     assert hospital.code(hospital.site.answer(plan_bytes(hospital.bench, OPERATOR, to="site-2"))) is Code.BAD_SIGNATURE
     assert hospital.code(hospital.site.answer(plan_bytes(hospital.bench, OPERATOR, site=""))) is Code.BAD_SIGNATURE
-    assert hospital.population.ledgers["site-1"].export() == []
+    assert hospital.population.ledgers["site-1"].grants() == ()
 
 
 @pytest.mark.parametrize("data", [b"", b"FWRD", b"\x00" * 500])
@@ -185,16 +188,20 @@ def a_site(bench: Workbench, randomness: SecureRandom | SeededRandom, *, waivers
         waivers=waivers,
     )
     key: Ed25519PrivateKey = KEYS["site-1"]
+    ledger = Ledger.in_memory(Budget(epsilon=8.0, delta=1e-3))
     return Site(
         policy=policy,
         operator=OPERATOR.public_key(),
-        ledger=MemoryLedger(Budget(epsilon=8.0, delta=1e-3)),
-        trainer=LocalTrainer(
-            model=bench.prepared.model, data=data, inputs=bench.inputs["site-1"], randomness=randomness
+        ledger=ledger,
+        trainers=FixedTrainer(
+            trainer=LocalTrainer(
+                model=bench.prepared.model, data=data, inputs=bench.inputs["site-1"], randomness=randomness
+            )
         ),
-        gate=Gate(key=key, nominal_units=30, max_update_bytes=2**20),
+        gate=Gate(key=key, nominal_units=30, max_update_bytes=2**20, ledger=ledger),
         randomness=randomness,
-        report=lambda reason: None,
+        outbox=MemoryOutbox(),
+        audit=NoAudit(),
     )
 
 

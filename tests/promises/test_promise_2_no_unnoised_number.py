@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from fedward_client.data import SiteData
+from fedward_client.trainers import FixedTrainer
 from fedward_client.training import LocalTrainer
 from fedward_common.codec import decode_reply, new_key
 from fedward_common.privacy.mechanism import PrivateSum
@@ -78,7 +79,9 @@ def test_a_refusal_for_reasons_of_data_or_ledger_is_one_code_of_one_size(tmp_pat
     of_ledger = exhausted.sites["site-1"].answer(plan_bytes(bench, OPERATOR, run_id="d" * 64))
 
     broken = population_of(bench, OPERATOR)
-    broken.sites["site-1"]._trainer.data = None  # type: ignore[assignment]
+    trainers = broken.sites["site-1"]._trainers
+    assert isinstance(trainers, FixedTrainer)
+    trainers.trainer.data = None  # type: ignore[assignment]
     of_data = broken.sites["site-1"].answer(plan_bytes(bench, OPERATOR))
     for reply, population in ((of_ledger, exhausted), (of_data, broken)):
         answer = decode_reply(reply, public_key=population.keys["site-1"])

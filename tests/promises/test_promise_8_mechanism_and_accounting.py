@@ -16,8 +16,9 @@ import fedward_common.privacy
 from fedward_common.privacy.accounting import epsilon
 from fedward_common.privacy.calibration import Calibration, calibrate
 from fedward_common.privacy.events import GaussianSum, merged
+from fedward_common.privacy.grants import Budget
 from fedward_common.privacy.guarantee import Guarantee, MetricTerms, PrivacyTerms, StageTerms, Unit
-from fedward_common.privacy.ledger import Budget, MemoryLedger
+from fedward_common.privacy.ledger import Ledger
 from fedward_common.privacy.mechanism import PrivateMetric, PrivateSum
 from fedward_common.privacy.randomness import Purpose, SeededRandom
 
@@ -51,7 +52,7 @@ def run_of(calibration: Calibration) -> list[GaussianSum]:
 def test_what_the_mechanisms_say_they_did_is_what_was_quoted_and_promised() -> None:
     calibration = calibrate(TERMS)
     done = merged(run_of(calibration))
-    assert done == MemoryLedger(Budget(epsilon=9.0, delta=1e-4)).quote(TERMS).events == calibration.events(TERMS)
+    assert done == Ledger.in_memory(Budget(epsilon=9.0, delta=1e-4)).quote(TERMS).events == calibration.events(TERMS)
     assert epsilon(done, delta=TERMS.delta) <= TERMS.epsilon
 
 
@@ -99,15 +100,16 @@ def keys(value: Any) -> set[str]:
 
 
 def test_epsilon_is_computed_from_events_and_never_stored() -> None:
-    ledger = MemoryLedger(Budget(epsilon=9.0, delta=1e-4))
+    ledger = Ledger.in_memory(Budget(epsilon=9.0, delta=1e-4))
     grant = ledger.reserve(ledger.quote(TERMS), run_id="one")
     given = Guarantee(unit=TERMS.unit, delta=TERMS.delta, events=grant.quote.events, waivers=())
     assert given.epsilon() == grant.quote.epsilon == ledger.spent("one", delta=TERMS.delta)
     stored = [field.name for kind in (GaussianSum, Guarantee, Calibration) for field in dataclasses.fields(kind)]
     assert not [name for name in stored if "epsilon" in name]
-    for entry in ledger.export():
-        entry["quote"].pop("terms")  # the target is a promise
-        assert "epsilon" not in keys([entry, given.to_json()])
+    opened, granted = (row["body"] for row in ledger.export())
+    assert set(opened["budget"]) == {"delta", "epsilon", "filter", "order", "run_delta", "run_epsilon", "unit"}
+    granted["quote"].pop("terms")  # the target is a promise, as the budget is
+    assert "epsilon" not in keys([granted, given.to_json()])
 
 
 def test_noise_comes_from_one_module_and_randomness_from_another() -> None:

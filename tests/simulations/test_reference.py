@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from fedward_common.modeling.base import load_base
-from fedward_common.privacy.ledger import Quote
+from fedward_common.privacy.grants import Quote
 from fedward_server.checkpoint import Checkpoints
 from fedward_simulations.compare import reference_sites
 from fedward_simulations.reference import reference_run

@@ -22,7 +22,7 @@ import numpy as np
 from fedward_common.errors import BudgetError
 from fedward_common.privacy.events import GaussianSum, Side, merged
 
-__all__ = ["check_caps", "chi_square", "epsilon", "epsilon_rdp", "order_two_loss"]
+__all__ = ["check_caps", "chi_square", "epsilon", "epsilon_rdp", "order_two_loss", "renyi_loss"]
 
 LOWEST_RATE = 1e-6
 LOWEST_NOISE, HIGHEST_NOISE = 0.3, 1e5
@@ -85,6 +85,30 @@ def epsilon_rdp(events: Iterable[GaussianSum], *, delta: float) -> float:
     check_caps(kinds)
     sides = (tuple(e for e in kinds if e.side is side) for side in Side)
     return max(_guarded(_rdp, side, delta) if side else 0.0 for side in sides)
+
+
+def renyi_loss(events: Iterable[GaussianSum], *, order: int) -> float:
+    """The Renyi divergence of one integer order, of all events of the costlier side together.
+
+    Losses of one order add up, also when later events are chosen after seeing earlier outputs. A unit pays for its own
+    side only, as in ``epsilon``.
+
+    Args:
+      events: what was done, in any order.
+      order: at least 2.
+
+    Returns:
+      The loss; 0.0 without events.
+
+    Raises:
+      BudgetError: a cap is exceeded, or the accountant fails or answers with no finite number.
+
+    Source: Mironov 2017 (arXiv:1702.07476); Mironov et al. 2019 (arXiv:1908.10530), the sampled Gaussian.
+    """
+    kinds = merged(events)
+    check_caps(kinds)
+    sides = (tuple(sorted((e for e in kinds if e.side is side), key=_order)) for side in Side)
+    return max(_renyi_loss_of_a_side(side, order) for side in sides)
 
 
 def check_caps(events: Iterable[GaussianSum]) -> None:
@@ -178,6 +202,21 @@ def _rdp(events: tuple[GaussianSum, ...], delta: float) -> float:
     orders = np.asarray(ORDERS, dtype=np.float64)
     bounds = np.maximum(accountant.rdp, 0.0) + np.log1p(-1 / orders) - np.log(delta * orders) / (orders - 1)
     return max(0.0, float(np.min(bounds)))
+
+
+@lru_cache(maxsize=4096)
+def _renyi_loss_of_a_side(events: tuple[GaussianSum, ...], order: int) -> float:
+    return _guarded(_renyi, events, order) if events else 0.0
+
+
+def _renyi(events: tuple[GaussianSum, ...], order: float) -> float:
+    import dp_accounting
+    from dp_accounting import rdp
+
+    accountant = rdp.RdpAccountant([int(order)], dp_accounting.NeighboringRelation.ADD_OR_REMOVE_ONE)
+    for event in events:
+        accountant.compose(_event(event), event.count)
+    return max(0.0, float(accountant.rdp[0]))
 
 
 def _event(event: GaussianSum) -> object:

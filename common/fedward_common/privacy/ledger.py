@@ -1,15 +1,17 @@
-"""The ledger: what was reserved, what was started, and whether the budget allows more.
+"""The ledger: what was reserved, what was started, how it ended, and whether the budget allows more.
 
-``Ledger`` is the interface; ``MemoryLedger`` keeps it in memory, for simulation and as the model that a durable ledger
-is tested against. Entries are events, never epsilons. This module knows no files, plans or data.
+One ledger for a site, shared by all runs and coordinators. It keeps no state of its own: all follows from the entries
+of a journal, which may lie in memory or on disk, and from a register that says which units share which spending.
+Entries are facts, never epsilons. This module knows no files, plans or data.
 
 Example:
+    >>> from fedward_common.privacy.grants import Budget
     >>> from fedward_common.privacy.guarantee import MetricTerms, PrivacyTerms, StageTerms, Unit
     >>> metrics = MetricTerms(evaluations=0, share=1.0, validation_fraction=0.0)
     >>> stage = StageTerms(name="head", sampling_rate=0.5, rounds=20, local_steps=1, noise_ratio=1.0)
     >>> terms = PrivacyTerms(epsilon=8.0, delta=1e-5, unit=Unit.RECORD, clip_norm=1.0, max_records_per_unit=1,
     ...                      stages=(stage,), metrics=metrics)
-    >>> ledger = MemoryLedger(Budget(epsilon=10.0, delta=1e-4))
+    >>> ledger = Ledger.in_memory(Budget(epsilon=10.0, delta=1e-4))
     >>> grant = ledger.reserve(ledger.quote(terms), run_id="run-1")
     >>> 7.98 < ledger.spent("run-1", delta=1e-5) <= 8.0
     True
@@ -17,24 +19,38 @@ Example:
 
 from __future__ import annotations
 
-import copy
-import math
 import threading
-from collections.abc import Iterable
-from dataclasses import dataclass
-from enum import Enum, StrEnum
-from typing import Any, Final, Protocol, Self, TypeAlias
+from collections.abc import Iterable, Sequence
+from enum import Enum
+from typing import Any, Final, Self, TypeAlias
 
-from fedward_common.errors import BudgetError, FedwardError
-from fedward_common.privacy import accounting, calibration, checks
-from fedward_common.privacy.calibration import Calibration
-from fedward_common.privacy.events import GaussianSum, events_from_json, merged
+import numpy as np
+import numpy.typing as npt
+
+from fedward_common.errors import BudgetError
+from fedward_common.privacy import accounting
+from fedward_common.privacy.events import GaussianSum, merged
+from fedward_common.privacy.facts import (
+    Bearer,
+    Cleared,
+    Fact,
+    Granted,
+    Held,
+    Opened,
+    Outcome,
+    Reconciled,
+    Settled,
+    Started,
+    body_of,
+    fact_of,
+)
+from fedward_common.privacy.grants import Budget, Grant, Quote, check_id
 from fedward_common.privacy.guarantee import PrivacyTerms
+from fedward_common.privacy.journal import Journal, MemoryJournal
+from fedward_common.privacy.spending import History, MemoryRegister, Register, nobody_bears
+from fedward_common.privacy.standing import Standing
 
-__all__ = ["LIFETIME", "Budget", "Grant", "Ledger", "Lifetime", "MemoryLedger", "Outcome", "Quote", "Scope"]
-
-SCHEMA = 1
-SLACK = 1 + 1e-9  # ten grants of delta 1e-5 fill a budget of 1e-4, also in floating point
+__all__ = ["LIFETIME", "Ledger", "Lifetime", "Scope"]
 
 
 class Lifetime(Enum):  # not a StrEnum: a run could be called "lifetime"
@@ -47,241 +63,278 @@ LIFETIME: Final = Lifetime.LIFETIME
 Scope: TypeAlias = str | Lifetime
 
 
-class Outcome(StrEnum):
-    """How a started plan ended. Neither gives anything back."""
+class Ledger:
+    """The append-only record of a site, safe for threads.
 
-    RELEASED = "released"  # its update was handed over
-    FAILED = "failed"  # nothing was handed over; the data was opened all the same
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Budget:
-    """What all runs together may cost a unit, fixed when the ledger is opened."""
-
-    epsilon: float
-    delta: float
-
-    def __post_init__(self) -> None:
-        """Check the ranges."""
-        checks.positive("the budget's epsilon", self.epsilon)
-        checks.within("the budget's delta", self.delta, 1e-300, 1.0)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Quote:
-    """What a whole run will do to the data: fixed before the first byte of it is read.
+    The budget is a privacy filter over whole grants: a later plan may be chosen after seeing earlier outputs. Inside a
+    grant the events are fixed beforehand, and PLD is valid.
 
     Guarantees:
-      - The events are those of the terms under the calibration, and their epsilon is at most the terms' epsilon.
-
-    Raises:
-      BudgetError: they are not.
-    """
-
-    terms: PrivacyTerms
-    calibration: Calibration
-    events: tuple[GaussianSum, ...]
-
-    def __post_init__(self) -> None:
-        """Check that terms, noise and events agree; whoever made them."""
-        if self.events != merged(self.calibration.events(self.terms)):
-            raise BudgetError("a quote's events are not those of its terms", hint="ask the ledger for a quote")
-        if self.epsilon > self.terms.epsilon * SLACK:
-            raise BudgetError("a quote costs more than its terms promise", hint="ask the ledger for a quote")
-
-    @classmethod
-    def of(cls, terms: PrivacyTerms) -> Self:
-        """The quote of these terms."""
-        noise = calibration.calibrate(terms)
-        return cls(terms=terms, calibration=noise, events=merged(noise.events(terms)))
-
-    @property
-    def epsilon(self) -> float:
-        """Of the whole run at the terms' delta, computed from the events."""
-        return accounting.epsilon(self.events, delta=self.terms.delta)
-
-    def to_json(self) -> dict[str, Any]:
-        """As a JSON object."""
-        return {
-            "calibration": self.calibration.to_json(),
-            "events": [event.to_json() for event in self.events],
-            "terms": self.terms.to_json(),
-        }
-
-    @classmethod
-    def from_json(cls, value: object) -> Self:
-        """The quote of a JSON object, or ``MalformedMessage``."""
-        row = checks.table(value, ("calibration", "events", "terms"), where="a quote")
-        return cls(
-            terms=PrivacyTerms.from_json(row["terms"]),
-            calibration=Calibration.from_json(row["calibration"]),
-            events=events_from_json(row["events"]),
-        )
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Grant:
-    """A reserved quote: the right to start the quote's events in this run, and no others."""
-
-    run_id: str
-    quote: Quote
-
-    def __post_init__(self) -> None:
-        """Check the run id."""
-        _check_id("run_id", self.run_id)
-
-
-class Ledger(Protocol):
-    """The append-only record of a site. A durable one writes each entry to disk before it returns.
-
-    Guarantees:
-      - Spend before release: nothing starts that was not reserved.
+      - Spend before release: nothing starts that was not reserved; over a durable journal, reserved on disk.
       - Nothing is refunded, whatever the outcome.
-      - The sum of the grants' (epsilon, delta) never exceeds the budget.
+      - The grants that a unit bears never exceed the budget, except by what a witness added.
+      - A plan starts once. A run with a plan that failed or was cut off is held until its site's operator clears it.
+      - Whatever is refused changes nothing.
     """
 
-    @property
-    def budget(self) -> Budget:
-        """Fixed when the ledger was opened."""
-        ...
+    def __init__(self, journal: Journal, register: Register, standing: Standing) -> None:
+        """For ``create`` and ``open``, which everyone else uses."""
+        self._journal, self._register, self._standing = journal, register, standing
+        self._lock = threading.RLock()
+        self._cut_off = frozenset(standing.unsettled())
 
-    def quote(self, terms: PrivacyTerms) -> Quote:
-        """What a run under these terms would do; changes nothing. ``BudgetError`` when no noise meets the terms."""
-        ...
+    # ---- opening -------------------------------------------------------------------
+    @classmethod
+    def create(cls, journal: Journal, register: Register, *, budget: Budget, owner: str = "") -> Self:
+        """Write the opening entry; the budget cannot be changed afterwards.
 
-    def reserve(self, quote: Quote, *, run_id: str) -> Grant:
-        """Reserve the whole run, or ``BudgetError``. Again with the same terms: the same grant, at no cost."""
-        ...
+        Args:
+          journal: an empty one.
+          register: of the units, with the digest key that it will always have.
+          budget: for life.
+          owner: the fingerprint of the site's key.
 
-    def start(self, grant: Grant, plan_id: str, *, events: tuple[GaussianSum, ...]) -> None:
-        """Mark events as done, before data is opened; ``BudgetError`` beyond the grant or for a plan seen before."""
-        ...
+        Raises:
+          BudgetError: the journal is not empty.
+        """
+        if journal.head:
+            raise BudgetError("the ledger was opened before", hint="open it; a budget is fixed for life")
+        register.adopt("")
+        ledger = cls(journal, register, Standing())
+        ledger._record(Opened(budget=budget, owner=owner, key_check=register.key_check))
+        return ledger
 
-    def settle(self, plan_id: str, outcome: Outcome) -> None:
-        """Note how a started plan ended. Again with the same outcome changes nothing."""
-        ...
+    @classmethod
+    def open(cls, journal: Journal, register: Register, *, owner: str | None = None) -> Self:
+        """The ledger of a journal, every entry checked as if it were new.
 
-    def events(self, scope: Scope) -> tuple[GaussianSum, ...]:
-        """What was started, merged."""
-        ...
+        Plans that were started and not settled were cut off, by a crash or otherwise: see ``unsettled``.
 
-    def granted(self, scope: Scope) -> tuple[GaussianSum, ...]:
-        """What was reserved, merged."""
-        ...
+        Raises:
+          BudgetError: no opening entry; an entry that cannot follow those before it; a ledger of another owner; another
+            digest key; or a register that is not the one that the ledger names.
+        """
+        standing = Standing.of(fact_of(entry.body) for entry in journal.entries())
+        if owner is not None and standing.opened.owner != owner:
+            raise BudgetError("the ledger belongs to another site", hint="restore this site's own ledger")
+        if register.key_check != standing.opened.key_check:
+            raise BudgetError(
+                "the digest key of the units is not the one that the ledger was opened with",
+                hint="restore the key from a backup: with another key all spending of units would be forgotten",
+            )
+        register.adopt(standing.register)
+        return cls(journal, register, standing)
 
-    def spent(self, scope: Scope, *, delta: float) -> float:
-        """The epsilon spent, at ``delta``."""
-        ...
+    @classmethod
+    def in_memory(cls, budget: Budget) -> Self:
+        """A fresh ledger that is gone with the process, for simulation."""
+        return cls.create(MemoryJournal(), MemoryRegister(), budget=budget)
+
+    @classmethod
+    def restore(cls, rows: Iterable[object], budget: Budget) -> Self:
+        """The in-memory ledger that ``export`` came from; without rows, a fresh one.
+
+        Raises:
+          BudgetError: a row was changed, left out or moved, or the ledger was opened with another budget.
+        """
+        journal = MemoryJournal.restore(rows)
+        if not journal.head:
+            return cls.in_memory(budget)
+        ledger = cls.open(journal, MemoryRegister())
+        if ledger.budget != budget:
+            raise BudgetError("the ledger was opened with another budget", hint="a budget is fixed for life")
+        return ledger
 
     def export(self) -> list[dict[str, Any]]:
-        """All entries, oldest first, as JSON objects."""
-        ...
+        """All entries, oldest first, as JSON objects; changing them does not change the ledger."""
+        return [entry.to_json() for entry in self._journal.entries()]
 
-
-class MemoryLedger:
-    """A ledger in memory, safe for threads.
-
-    The budget is a privacy filter: a later plan may be chosen after seeing earlier outputs, so the sum of the grants'
-    (epsilon, delta) must stay within the budget. Inside a grant the events are fixed beforehand, and PLD is valid.
-
-    Source: Rogers et al. 2016, arXiv:1605.08294, theorem 5.1 (basic composition is a valid filter).
-    """
-
-    def __init__(self, budget: Budget) -> None:
-        """Open an empty ledger; the budget cannot be changed afterwards."""
-        self._budget = budget
-        self._lock = threading.RLock()
-        self._entries: list[dict[str, Any]] = []
-        self._grants: dict[str, Grant] = {}
-        self._started: dict[str, tuple[str, tuple[GaussianSum, ...]]] = {}
-        self._settled: dict[str, Outcome] = {}
-
-    @property
-    def budget(self) -> Budget:
-        """Fixed when the ledger was opened."""
-        return self._budget
-
+    # ---- the life of a run ---------------------------------------------------------
     def quote(self, terms: PrivacyTerms) -> Quote:
-        """What a run under these terms would do; changes nothing."""
+        """What a run under these terms would do; changes nothing. ``BudgetError`` when no noise meets the terms."""
         return Quote.of(terms)
 
-    def reserve(self, quote: Quote, *, run_id: str) -> Grant:
+    def fits(self, quote: Quote) -> bool:
+        """Say whether every unit, whatever its history, can bear this now; changes nothing."""
+        with self._lock:
+            return all(self._bears(history, quote) for history in self._histories())
+
+    def reserve(self, quote: Quote, *, run_id: str, units: Sequence[str] | None = None) -> Grant:
         """Reserve the whole run.
+
+        Args:
+          quote: what it will do.
+          run_id: of the run.
+          units: ids of the units in the data now. A unit whose own history cannot bear the run is left out, silently;
+            see ``taking_part``. None where units have no lasting id: then the data source as a whole bears it.
 
         Guarantees:
           - The same run and terms give the same grant and add no entry.
-          - A refused reservation changes nothing.
 
         Raises:
-          BudgetError: the lifetime budget would be exceeded, the run has a grant under other terms, or earlier grants
-            protect another unit.
+          BudgetError: the budget cannot bear it, the quote costs more than its terms promise, the run has a grant under
+            other terms, or earlier grants protect another unit.
         """
         grant = Grant(run_id=run_id, quote=quote)
         with self._lock:
-            held = self._grants.get(run_id)
+            held = self._standing.grants.get(run_id)
             if held is not None:
                 return _same_terms(held, quote)
-            self._check_unit(quote)
-            self._check_budget(quote)
-            self._grants[run_id] = grant
-            self._append({"entry": "grant", "quote": quote.to_json(), "run_id": run_id})
+            quote.check()
+            fact = Granted(grant=grant, bearer=Bearer.SOURCE, register=self._standing.register)
+            self._standing.check(fact)
+            if units is not None:
+                charge = self._units().charge(units, run_id=run_id, bears=lambda past: self._bears(past, quote))
+                fact = Granted(grant=grant, bearer=Bearer.UNITS, register=charge.digest)
+            elif not self.fits(quote):
+                raise nobody_bears()
+            self._record(fact)
+            self._units()
         return grant
+
+    def taking_part(self, run_id: str, units: Sequence[str]) -> npt.NDArray[np.bool_]:
+        """(n,) True where a unit bears the run's grant. Only such units may be trained or evaluated on in it."""
+        with self._lock:
+            if run_id in self._standing.borne_by_all:
+                return np.ones(len(units), dtype=np.bool_)
+            return self._units().taking_part(run_id, units)
 
     def start(self, grant: Grant, plan_id: str, *, events: tuple[GaussianSum, ...]) -> None:
         """Mark events as done, before data is opened.
 
         Raises:
-          BudgetError: the grant is not this ledger's, the plan was started before, or the run would exceed its grant.
+          BudgetError: the grant is not this ledger's, the plan was started before, the run would exceed its grant, or
+            the run is held or closed.
         """
-        _check_id("plan_id", plan_id)
+        check_id("plan_id", plan_id)
         with self._lock:
-            if self._grants.get(grant.run_id) != grant:
+            if self._standing.grants.get(grant.run_id) != grant:
                 raise BudgetError("a plan was started under an unknown grant", hint="reserve the run first")
-            if plan_id in self._started:
-                raise BudgetError("a plan was started twice", hint="send the stored reply again")
-            if not events:
-                raise BudgetError("a plan was started without events", hint="name what it will do to the data")
-            _check_covered(merged((*self.events(grant.run_id), *events)), grant)
-            self._started[plan_id] = (grant.run_id, merged(events))
-            started = [event.to_json() for event in merged(events)]
-            self._append({"entry": "start", "events": started, "plan_id": plan_id, "run_id": grant.run_id})
+            fact = Started(run_id=grant.run_id, plan_id=plan_id, events=merged(events))
+            self._standing.check(fact)
+            if grant.run_id in self.held():
+                raise BudgetError(
+                    "the run is held: a plan of it was cut off after it had opened the data",
+                    hint="find out why, then let the site's operator clear the run",
+                )
+            self._record(fact)
 
     def settle(self, plan_id: str, outcome: Outcome) -> None:
-        """Note how a started plan ended; nothing is refunded.
+        """Note how a started plan ended; nothing is refunded. Again with the same outcome changes nothing.
 
         Raises:
           BudgetError: the plan was never started, or settled otherwise.
         """
         with self._lock:
-            if plan_id not in self._started:
-                raise BudgetError("a plan was settled that was never started", hint="start it first")
-            held = self._settled.get(plan_id)
-            if held is None:
-                self._settled[plan_id] = outcome
-                self._append({"entry": "settle", "outcome": outcome.value, "plan_id": plan_id})
-            elif held is not outcome:
-                raise BudgetError(f"a plan is already settled as {held.value}", hint="an outcome cannot be changed")
+            if self._standing.outcomes.get(plan_id) is not outcome:
+                self._record(Settled(plan_id=plan_id, outcome=outcome))
+
+    # ---- what the site's own operator does -------------------------------------------
+    def hold(self, run_id: str) -> None:
+        """Let no plan of the run start until it is cleared; ``BudgetError`` for an unknown run."""
+        with self._lock:
+            if run_id not in self._standing.held:
+                self._record(Held(run_id=run_id))
+
+    def clear(self, run_id: str) -> None:
+        """Let a held run go on within its grant. A plan that was cut off counts as failed and never starts again.
+
+        Raises:
+          BudgetError: the run is not held.
+        """
+        with self._lock:
+            if run_id not in self.held():
+                raise BudgetError("the run is not held at this site", hint="list the held runs")
+            plans = tuple(plan for plan in self.unsettled() if self._standing.run_of[plan] == run_id)
+            self._record(Cleared(run_id=run_id, plans=plans))
+
+    def reconcile(self, grants: Iterable[tuple[str, PrivacyTerms]], heads: Iterable[str]) -> tuple[str, ...]:
+        """Count what a witness knows and this ledger, being older than the truth, does not.
+
+        Each such grant is spent for every unit, also beyond the budget. The heads count as known from here on. Every
+        run that is known by now is closed: how much of it was really started is lost.
+
+        Args:
+          grants: run id and terms of all grants that the witness knows.
+          heads: ledger heads that the witness holds.
+
+        Returns:
+          The run ids that were added. Nothing is written where the witness knows nothing new.
+        """
+        with self._lock:
+            unknown = [(run_id, terms) for run_id, terms in grants if not self._standing.counts(run_id, terms)]
+            strange = tuple(dict.fromkeys(head for head in heads if not self.knows(head)))
+            added = tuple(Grant(run_id=run_id, quote=Quote.of(terms)) for run_id, terms in unknown)
+            if added or strange:
+                self._record(Reconciled(grants=added, heads=strange))
+        return tuple(grant.run_id for grant in added)
+
+    # ---- what can be seen --------------------------------------------------------------
+    @property
+    def budget(self) -> Budget:
+        """Fixed when the ledger was first opened."""
+        return self._standing.opened.budget
+
+    @property
+    def owner(self) -> str:
+        """The fingerprint of the key of the site that opened the ledger."""
+        return self._standing.opened.owner
+
+    @property
+    def head(self) -> str:
+        """The digest of the last entry."""
+        return self._journal.head
+
+    @property
+    def sequence(self) -> int:
+        """The number of entries."""
+        return self._standing.count
+
+    def knows(self, head: str) -> bool:
+        """Say whether a coordinator that holds this head saw this ledger's past, or was reconciled with it."""
+        return self._journal.knows(head) or head in self._standing.heads
+
+    def grants(self) -> tuple[Grant, ...]:
+        """Every grant, oldest first; those of a witness are not among them."""
+        with self._lock:
+            return tuple(self._standing.grants.values())
+
+    def held(self) -> tuple[str, ...]:
+        """The runs that are held, by a failure, a crash, or their operator."""
+        with self._lock:
+            cut = (self._standing.run_of[plan] for plan in self.unsettled())
+            return tuple(sorted(self._standing.held.union(cut)))
+
+    def unsettled(self) -> tuple[str, ...]:
+        """Plans that had been started but not settled when the ledger was opened, and still are not.
+
+        A caller that finds the finished reply of one stored may settle it as released, and the rest as failed.
+        """
+        with self._lock:
+            return tuple(plan for plan in self._standing.unsettled() if plan in self._cut_off)
 
     def events(self, scope: Scope) -> tuple[GaussianSum, ...]:
         """What was started, merged."""
         with self._lock:
-            return merged(e for run, events in self._started.values() if scope in (run, LIFETIME) for e in events)
+            done = self._standing.done
+            return merged(event for run, events in done.items() if scope in (run, LIFETIME) for event in events)
 
     def granted(self, scope: Scope) -> tuple[GaussianSum, ...]:
-        """What was reserved, merged."""
+        """What was reserved, merged; what a witness added is in it."""
         with self._lock:
-            return merged(e for run, g in self._grants.items() if scope in (run, LIFETIME) for e in g.quote.events)
+            grants = (*self._standing.grants.values(), *self._standing.witnessed)
+            return merged(event for g in grants if scope in (g.run_id, LIFETIME) for event in g.quote.events)
 
     def spent(self, scope: Scope, *, delta: float) -> float:
         """The epsilon spent.
 
         For a run: of all events granted, started or not. When to stop is decided after seeing outputs, and a list of
         events that was shortened because of what came out is not a list fixed beforehand; only the granted one is.
-        For ``LIFETIME``: the filter's sum, each grant at its own delta.
+        For ``LIFETIME``: by the filter's rule, of the unit that bore most.
 
         Args:
           scope: a run id, or ``LIFETIME``.
-          delta: for ``LIFETIME`` at least the sum of the grants' deltas, below which the filter says nothing.
+          delta: for ``LIFETIME`` under the rule of sums at least the sum of a unit's deltas.
 
         Raises:
           BudgetError: ``delta`` is too small.
@@ -289,102 +342,28 @@ class MemoryLedger:
         if not isinstance(scope, Lifetime):
             return accounting.epsilon(self.granted(scope), delta=delta)
         with self._lock:
-            quotes = [grant.quote for grant in self._grants.values()]
-        if math.fsum(quote.terms.delta for quote in quotes) > delta * SLACK:
-            raise BudgetError(f"delta {delta:g} is below the sum of the grants' deltas", hint="ask at the budget's")
-        return math.fsum(quote.epsilon for quote in quotes)
+            borne = [self._standing.borne(history) for history in self._histories()]
+        return max(self.budget.spent(quotes, delta=delta) for quotes in borne)
 
-    def export(self) -> list[dict[str, Any]]:
-        """All entries, oldest first, as JSON objects; changing them does not change the ledger."""
-        with self._lock:
-            return copy.deepcopy(self._entries)
+    # ---- within ------------------------------------------------------------------------
+    def _record(self, fact: Fact) -> None:
+        self._standing.check(fact)
+        self._journal.append(body_of(fact))
+        self._standing.apply(fact)
 
-    @classmethod
-    def restore(cls, entries: Iterable[object], budget: Budget) -> Self:
-        """The ledger that ``export`` came from, every entry checked as if it were new.
+    def _histories(self) -> tuple[History, ...]:
+        return ((), *self._units().histories())  # () is that of a unit nobody has seen yet
 
-        Raises:
-          BudgetError: an entry is malformed, out of order, or refused.
-        """
-        ledger = cls(budget)
-        try:
-            for entry in entries:
-                ledger._replay(entry)
-        except BudgetError:
-            raise
-        except FedwardError as error:
-            raise BudgetError(f"a ledger entry is malformed: {error}", hint=error.hint) from None
-        return ledger
+    def _units(self) -> Register:
+        if self._register.digest != self._standing.register:  # just charged, or a disk error kept it from being read
+            self._register.adopt(self._standing.register)
+        return self._register
 
-    def _check_unit(self, quote: Quote) -> None:
-        units = {grant.quote.terms.unit for grant in self._grants.values()}
-        if units - {quote.terms.unit}:
-            raise BudgetError(
-                "earlier grants protect another unit, whose losses do not add up with this one's",
-                hint=f"open another ledger, with data of its own, for the unit '{quote.terms.unit.value}'",
-            )
-
-    def _check_budget(self, quote: Quote) -> None:
-        quotes = [*(grant.quote for grant in self._grants.values()), quote]
-        epsilon = math.fsum(q.epsilon for q in quotes)
-        delta = math.fsum(q.terms.delta for q in quotes)
-        if epsilon > self._budget.epsilon * SLACK or delta > self._budget.delta * SLACK:
-            raise BudgetError(
-                f"the run would bring the lifetime spend to ({epsilon:.4g}, {delta:.4g}), beyond the budget of "
-                f"({self._budget.epsilon:g}, {self._budget.delta:g})",
-                hint="ask for a run with a smaller epsilon or delta; a budget is never raised",
-            )
-
-    def _append(self, entry: dict[str, Any]) -> None:
-        self._entries.append({**entry, "schema": SCHEMA})
-
-    def _replay(self, entry: object) -> None:
-        count = len(self._entries)
-        kind = entry.get("entry") if isinstance(entry, dict) else None
-        if kind == "grant":
-            self._replay_grant(entry)
-        elif kind == "start":
-            self._replay_start(entry)
-        elif kind == "settle":
-            self._replay_settle(entry)
-        # Also refuses another schema, and a repeated entry, which adds nothing.
-        if len(self._entries) != count + 1 or self._entries[-1] != entry:
-            raise BudgetError(f"ledger entry {count + 1} is of an unknown kind or repeated", hint="restore a true copy")
-
-    def _replay_grant(self, entry: object) -> None:
-        row = checks.table(entry, ("entry", "quote", "run_id", "schema"), where="a ledger entry")
-        self.reserve(Quote.from_json(row["quote"]), run_id=checks.text(row["run_id"], where="run_id"))
-
-    def _replay_start(self, entry: object) -> None:
-        row = checks.table(entry, ("entry", "events", "plan_id", "run_id", "schema"), where="a ledger entry")
-        grant = self._grants.get(checks.text(row["run_id"], where="run_id"))
-        if grant is None:
-            raise BudgetError("a ledger entry starts a plan of a run without a grant", hint="restore a true copy")
-        plan_id = checks.text(row["plan_id"], where="plan_id")
-        self.start(grant, plan_id, events=events_from_json(row["events"]))
-
-    def _replay_settle(self, entry: object) -> None:
-        row = checks.table(entry, ("entry", "outcome", "plan_id", "schema"), where="a ledger entry")
-        outcome = checks.member(Outcome, row["outcome"], where="outcome")
-        self.settle(checks.text(row["plan_id"], where="plan_id"), outcome)
+    def _bears(self, history: History, quote: Quote) -> bool:
+        return self.budget.bears([*self._standing.borne(history), quote])
 
 
 def _same_terms(held: Grant, quote: Quote) -> Grant:
     if held.quote.terms != quote.terms:
         raise BudgetError("the run already has a grant under other terms", hint="give a new run a new run id")
     return held
-
-
-def _check_covered(started: tuple[GaussianSum, ...], grant: Grant) -> None:
-    allowed = {_kind(event): event.count for event in grant.quote.events}
-    if any(event.count > allowed.get(_kind(event), 0) for event in started):
-        raise BudgetError("a plan's events go beyond what its run reserved", hint="the plan does not fit its terms")
-
-
-def _kind(event: GaussianSum) -> tuple[str, float, float]:
-    return event.side.value, event.sampling_rate, event.noise_multiplier
-
-
-def _check_id(name: str, value: str) -> None:
-    if not 1 <= len(value) <= 256:
-        raise BudgetError(f"{name} has {len(value)} characters", hint=f"give {name} 1 to 256 characters")

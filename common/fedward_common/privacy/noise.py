@@ -26,6 +26,7 @@ __all__ = ["add_noise", "grid", "stddev"]
 
 GRID_BITS = 20
 LARGEST = 2.0**51  # grid steps; the sum of two such numbers is an integer that a double holds exactly
+LARGEST_GAUSSIAN = 8.6  # of Stream.gaussian
 
 
 def grid(*, sensitivity: float, noise_multiplier: float) -> float:
@@ -75,23 +76,31 @@ def add_noise(
       - ``total`` is not changed.
 
     Raises:
-      PrivacyError: the total is not a vector, not finite, or beyond 2^51 grid steps. Clipped data cannot cause any of
-        these; the program is wrong, and nothing is released.
+      PrivacyError: the total is not a vector, not finite, or beyond 2^51 grid steps; or the noise is, which takes a
+        noise multiplier near 10^14 / sqrt(d). Clipped data cannot cause any of these; nothing is released.
 
     Source: Dwork et al. 2006; the idea of the grid is Google's "Secure Noise Generation" (2020).
     """
     width = grid(sensitivity=sensitivity, noise_multiplier=noise_multiplier)
     steps = _on_grid(total, width)
     scale = stddev(sensitivity=sensitivity, noise_multiplier=noise_multiplier, dimension=steps.size) / width
+    if not scale * LARGEST_GAUSSIAN < LARGEST:
+        raise PrivacyError("noise beyond 2^51 grid steps", hint="choose a smaller noise multiplier")
+    noise = stream.gaussian(steps.size)
+    noise *= scale
+    noise += 0.5
     # floor(x + 0.5), not rint: rounding half to even does not commute with odd shifts.
-    noise = np.floor(stream.gaussian(steps.size) * scale + 0.5).astype(np.int64)
-    return (steps + noise).astype(np.float64) * width
+    np.floor(noise, out=noise)
+    steps += noise  # integers below 2^52 in doubles: exact, and faster than through int64
+    steps *= width
+    return steps
 
 
-def _on_grid(total: NDArray[np.floating[Any]], width: float) -> NDArray[np.int64]:
+def _on_grid(total: NDArray[np.floating[Any]], width: float) -> NDArray[np.float64]:
     if total.ndim != 1 or total.size == 0:
         raise PrivacyError(f"a total of shape {total.shape}", hint="pass one flat vector of all trained tensors")
-    steps = total.astype(np.float64) / width
-    if not np.all(np.abs(steps) < LARGEST):  # false also for NaN
+    steps: NDArray[np.float64] = np.divide(total, width, dtype=np.float64)
+    if not (steps.max() < LARGEST and steps.min() > -LARGEST):  # false also for NaN
         raise PrivacyError("a total is not finite or far beyond what clipped units can sum to", hint="clip every unit")
-    return np.rint(steps).astype(np.int64)
+    np.rint(steps, out=steps)
+    return steps

@@ -17,6 +17,8 @@ from __future__ import annotations
 import hashlib
 import math
 import os
+import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import TypeAlias
@@ -33,7 +35,10 @@ __all__ = ["Purpose", "Randomness", "SecureRandom", "SeededRandom", "Stream", "p
 KEY_BYTES = 32
 STREAM_CONTEXT = b"fedward.stream.1"
 PUBLIC_CONTEXT = b"fedward.public.1"
+SECURE_CONTEXT = b"fedward.secure.1"
 LARGEST_SEED = 2**63
+CHUNK = 2**13  # numbers at a time: 64 KiB, so that a chunk stays in the cache from keystream to finished value
+ZEROS = memoryview(bytes(8 * CHUNK))  # a keystream is the encryption of zeros
 
 
 class Purpose(StrEnum):
@@ -46,12 +51,40 @@ class Purpose(StrEnum):
     METRICS = "metrics"  # the Gaussian noise on a sum of metrics
 
 
+class _Process:
+    """Which process this is, by a mark that ``fork`` replaces in the child.
+
+    A process number alone is not enough: the first process of a container and the first of a namespace below it are
+    both number 1. The number is there for a fork below Python, which calls no hook.
+    """
+
+    def __init__(self) -> None:
+        self._mark = object()
+        if hasattr(os, "register_at_fork"):
+            os.register_at_fork(after_in_child=self._renew)
+
+    def _renew(self) -> None:
+        self._mark = object()
+
+    def here(self) -> tuple[object, int]:
+        """Equal for two calls in one process, unequal across a fork."""
+        return self._mark, os.getpid()
+
+
+_PROCESS = _Process()
+
+
 class Stream:
     """Numbers from the ChaCha20 keystream of one 256-bit key.
 
     Guarantees:
       - Equal keys give equal numbers; each call continues where the last one stopped.
-      - A stream cannot be pickled, so it does not reach another process by way of a queue.
+      - A stream draws in the process that made it and in no other: after ``fork`` the child is refused, so parent and
+        child never draw the same numbers.
+      - A stream cannot be pickled or copied, so it does not reach another process by way of a queue.
+
+    Raises:
+      PrivacyError: at a draw, if the stream was made before a fork.
 
     Source: RFC 8439 (ChaCha20).
     """
@@ -62,15 +95,22 @@ class Stream:
             raise PrivacyError(f"a key of {len(key)} bytes", hint="a stream takes 32 bytes, for example os.urandom(32)")
         # One key serves one stream, so a constant nonce repeats nothing.
         self._keystream = Cipher(algorithms.ChaCha20(key, bytes(16)), mode=None).encryptor()
+        self._home = _PROCESS.here()
 
     def __reduce__(self) -> tuple[object, ...]:
-        """Refuse pickling: two copies of a stream would draw the same noise."""
+        """Refuse pickling and copying: two copies of a stream would draw the same noise."""
         raise PrivacyError("a random stream was about to be copied", hint="draw a new stream in the other process")
 
     def uint64(self, n: int) -> NDArray[np.uint64]:
         """``n`` uniform 64-bit integers."""
         checks.at_least("n", n, 0)
-        return np.frombuffer(self._keystream.update(bytes(8 * n)), dtype="<u8").astype(np.uint64)
+        if self._home != _PROCESS.here():
+            raise PrivacyError("a random stream was used after a fork", hint="draw a new stream in the new process")
+        numbers = np.empty(n, dtype="<u8")
+        for part in _chunks(n):
+            chunk = numbers[part]
+            self._keystream.update_into(ZEROS[: chunk.nbytes], chunk.view(np.uint8).data)
+        return numbers.astype(np.uint64, copy=False)
 
     def bernoulli(self, n: int, *, probability: float) -> NDArray[np.bool_]:
         """``n`` independent coins.
@@ -98,9 +138,14 @@ class Stream:
         """
         checks.at_least("n", n, 0)
         pairs = (n + 1) // 2
-        radius = np.sqrt(-2.0 * np.log(self._uniform(pairs)))
-        angle = (2.0 * math.pi) * self._uniform(pairs)
-        return np.concatenate([radius * np.cos(angle), radius * np.sin(angle)])[:n]
+        values = np.empty((2, pairs), dtype=np.float64)
+        for part in _chunks(pairs):
+            values[0, part] = np.sqrt(-2.0 * np.log(self._uniform(part.stop - part.start)))
+        for part in _chunks(pairs):
+            angle = (2.0 * math.pi) * self._uniform(part.stop - part.start)
+            np.multiply(values[0, part], np.sin(angle), out=values[1, part])
+            values[0, part] *= np.cos(angle)
+        return values.reshape(-1)[:n]
 
     def choose(self, n: int, *, size: int) -> NDArray[np.int64]:
         """A uniform subset of ``range(n)`` with ``min(n, size)`` members, sorted."""
@@ -112,7 +157,15 @@ class Stream:
 
     def _uniform(self, n: int) -> NDArray[np.float64]:
         """Uniforms on (0, 1] in steps of 2^-53: never 0, whose logarithm would be infinite."""
-        return ((self.uint64(n) >> np.uint64(11)).astype(np.float64) + 1.0) * 2.0**-53
+        # 53 bits fit a signed integer too, whose cast to a double is four times as fast
+        values = (self.uint64(n) >> np.uint64(11)).view(np.int64).astype(np.float64)
+        values += 1.0
+        values *= 2.0**-53
+        return values
+
+
+def _chunks(n: int) -> Iterator[slice]:
+    return (slice(start, min(start + CHUNK, n)) for start in range(0, n, CHUNK))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -120,13 +173,22 @@ class SecureRandom:
     """The operating system's generator: the only source that a real site accepts.
 
     Guarantees:
-      - Every call takes a fresh 256-bit key, and nothing is derived from an earlier one: a fork or a machine that is
-        rolled back to a snapshot does not repeat a stream it asks for afterwards.
+      - Every call takes a fresh 256-bit key from the operating system, and nothing is derived from an earlier one: a
+        fork does not repeat a stream it asks for afterwards.
+      - Nor does a machine that is rolled back to a snapshot, even if its generator is rolled back with it: the time
+        and the process are hashed into the key. They add no secrecy, which is the operating system's to give.
+
+    What this cannot cover: a machine copied while a stream is in use goes on with that stream in both copies. A stream
+    serves one step, whose data and plan are the same in both; the ledger's witness answers for the rest.
+
+    Source: RFC 7693 (BLAKE2b); Ristenpart and Yilek 2010, "When Good Randomness Goes Bad", for the hedge.
     """
 
     def stream(self, *, round: int, step: int, purpose: Purpose) -> Stream:
         """A fresh stream; the arguments only mirror ``SeededRandom``."""
-        return Stream(os.urandom(KEY_BYTES))
+        moment = b"".join(part.to_bytes(16, "big", signed=True) for part in (time.time_ns(), os.getpid()))
+        fresh = hashlib.blake2b(os.urandom(KEY_BYTES) + moment, digest_size=KEY_BYTES, person=SECURE_CONTEXT)
+        return Stream(fresh.digest())
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

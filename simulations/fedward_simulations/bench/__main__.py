@@ -1,4 +1,4 @@
-"""``python -m fedward_simulations.bench [step|overhead|bytes|startup|data FILES...]``: Markdown on stdout."""
+"""``python -m fedward_simulations.bench [step|overhead|bytes|startup|noise|data FILES...]``: Markdown on stdout."""
 
 from __future__ import annotations
 
@@ -34,11 +34,18 @@ def _startup() -> Table:
     return measure()
 
 
+def _noise() -> Table:
+    from fedward_simulations.bench.noise import measure
+
+    return measure()
+
+
 WITHOUT_FILES: dict[str, Callable[[], Table]] = {
     "step": _step,
     "overhead": _overhead,
     "bytes": _bytes,
     "startup": _startup,
+    "noise": _noise,
 }
 
 

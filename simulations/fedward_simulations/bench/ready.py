@@ -14,13 +14,16 @@ from typing import Any, cast
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from fedward_client.books.audit import AuditLine, Kind
 from fedward_client.policy import SitePolicy
 from fedward_client.release import Gate
-from fedward_client.round import Site
+from fedward_client.round import MemoryOutbox, Site
+from fedward_client.trainers import FixedTrainer
 from fedward_client.training import LocalTrainer
 from fedward_common.adapter import Adapter
 from fedward_common.codec import encode_plan, key_fingerprint, new_key
-from fedward_common.privacy.ledger import Budget, MemoryLedger
+from fedward_common.privacy.grants import Budget
+from fedward_common.privacy.ledger import Ledger
 from fedward_common.privacy.mechanism import MetricSums, PrivateMetric, PrivateSum
 from fedward_common.privacy.randomness import SecureRandom
 from fedward_common.round import RoundPlan, Training
@@ -75,14 +78,16 @@ class ReadySite:
             max_delta=privacy.delta,
         )
         trainer: Any = _ReadyTrainer(bundle.initial)
+        ledger = Ledger.in_memory(Budget(epsilon=privacy.epsilon, delta=privacy.delta))
         site = Site(
             policy=policy,
             operator=operator.public_key(),
-            ledger=MemoryLedger(Budget(epsilon=privacy.epsilon, delta=privacy.delta)),
-            trainer=cast(LocalTrainer, trainer),
-            gate=Gate(key=key, nominal_units=UNITS, max_update_bytes=policy.max_update_bytes),
+            ledger=ledger,
+            trainers=FixedTrainer(trainer=cast(LocalTrainer, trainer)),
+            gate=Gate(key=key, nominal_units=UNITS, max_update_bytes=policy.max_update_bytes, ledger=ledger),
+            outbox=MemoryOutbox(),
+            audit=_Complaint(),
             randomness=SecureRandom(),
-            report=_complain,
         )
         return cls(bundle=bundle, operator=operator, key=key, site=site)
 
@@ -96,5 +101,9 @@ class ReadySite:
         return encode_plan(own, state.adapter, key=self.operator)
 
 
-def _complain(reason: str) -> None:
-    raise RuntimeError(f"the bench's site refused: {reason}")
+class _Complaint:
+    """An audit trail that ends the bench at the first refusal."""
+
+    def write(self, line: AuditLine) -> None:
+        if line.kind is Kind.REFUSAL:
+            raise RuntimeError(f"the bench's site refused: {line.reason}")

@@ -6,7 +6,7 @@ import pytest
 
 from fedward_common.errors import BudgetError
 from fedward_common.privacy import accounting
-from fedward_common.privacy.accounting import check_caps, epsilon, epsilon_rdp, order_two_loss
+from fedward_common.privacy.accounting import check_caps, epsilon, epsilon_rdp, order_two_loss, renyi_loss
 from fedward_common.privacy.events import GaussianSum, Side
 
 DELTA = 1e-5
@@ -109,3 +109,23 @@ def test_small_losses_get_a_finer_grid() -> None:
 
 def test_order_two_loss_is_exact_for_the_gaussian() -> None:
     assert order_two_loss([event(1.0, 2.0, 3)]) == pytest.approx(3 / 4)
+
+
+@pytest.mark.parametrize("order", [2, 8, 32])
+def test_the_renyi_loss_of_gaussians_has_a_closed_form(order: int) -> None:
+    """Mironov 2017, proposition 7: order / (2 sigma^2) for each."""
+    events = [event(1.0, 2.0, 3), event(1.0, 5.0, 10)]
+    assert renyi_loss(events, order=order) == pytest.approx(order / 2 * (3 / 4 + 10 / 25), rel=1e-9)
+    assert renyi_loss([], order=order) == 0.0
+
+
+def test_the_renyi_loss_of_order_two_is_that_of_the_chi_square() -> None:
+    events = [event(0.1, 1.5, 7)]
+    assert renyi_loss(events, order=2) == pytest.approx(order_two_loss(events), rel=1e-6)
+
+
+def test_renyi_losses_add_up_and_the_costlier_side_counts() -> None:
+    training, validation = event(0.5, 2.0, 3), event(1.0, 1.0, 3, Side.VALIDATION)
+    assert renyi_loss([training, training], order=8) == pytest.approx(2 * renyi_loss([training], order=8))
+    both = renyi_loss([training, validation], order=8)
+    assert both == renyi_loss([validation], order=8) > renyi_loss([training], order=8)

@@ -1,8 +1,11 @@
 from __future__ import annotations
 
+import copy
 import hashlib
+import math
+import os
 import pickle
-import time
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -10,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedward_common.errors import PrivacyError
-from fedward_common.privacy.randomness import Purpose, SecureRandom, SeededRandom, Stream, public_gaussian
+from fedward_common.privacy.randomness import CHUNK, Purpose, SecureRandom, SeededRandom, Stream, public_gaussian
 
 KEY = bytes(range(32))
 
@@ -30,9 +33,85 @@ def test_equal_keys_give_equal_numbers_and_calls_continue(parts: list[int]) -> N
     assert np.array_equal(np.concatenate([*pieces, np.empty(0, np.uint64)]), whole)
 
 
-def test_a_stream_cannot_be_pickled() -> None:
+@pytest.mark.parametrize("n", [CHUNK - 1, CHUNK, CHUNK + 1, 3 * CHUNK + 5])
+def test_chunks_are_one_keystream(n: int) -> None:
+    stream = Stream(KEY)
+    pieces = np.concatenate([stream.uint64(100), stream.uint64(n - 100)])
+    single = np.concatenate([one.uint64(1) for one in [Stream(KEY)] for _ in range(200)])
+    assert np.array_equal(pieces, Stream(KEY).uint64(n))
+    assert np.array_equal(pieces[:200], single)
+
+
+@pytest.mark.parametrize("copied", [pickle.dumps, copy.copy, copy.deepcopy])
+def test_a_stream_cannot_be_pickled_or_copied(copied: Callable[[Stream], object]) -> None:
     with pytest.raises(PrivacyError, match="copied"):
-        pickle.dumps(Stream(KEY))
+        copied(Stream(KEY))
+
+
+def in_a_fork(work: Callable[[], str]) -> str:
+    """What ``work`` says in a child process, or the message of its ``PrivacyError``."""
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            said = work()
+        except PrivacyError as error:
+            said = str(error)
+        except BaseException as error:
+            said = repr(error)
+        os.write(writing, said.encode())
+        os._exit(0)  # nothing of pytest runs in the child
+    os.close(writing)
+    with os.fdopen(reading) as pipe:
+        said = pipe.read()
+    os.waitpid(child, 0)
+    return said
+
+
+FORKS = pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
+QUIET = pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")  # other tests may have left threads
+
+
+@FORKS
+@QUIET
+@pytest.mark.parametrize("used", [0, 5])
+def test_a_stream_is_refused_in_a_forked_child(used: int) -> None:
+    stream = Stream(KEY)
+    before = stream.uint64(used)
+    assert in_a_fork(lambda: str(stream.uint64(1))) == "a random stream was used after a fork"
+    assert in_a_fork(lambda: str(stream.gaussian(1))) == "a random stream was used after a fork"
+    whole = np.concatenate([before, stream.uint64(3)])
+    assert np.array_equal(whole, Stream(KEY).uint64(used + 3))  # the parent goes on
+
+
+@FORKS
+@QUIET
+def test_a_child_with_the_number_of_its_parent_is_refused_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a new pid namespace, whose first process is number 1 like the container's."""
+    monkeypatch.setattr(os, "getpid", lambda: 1)
+    stream = Stream(KEY)
+    assert in_a_fork(lambda: str(stream.uint64(1))) == "a random stream was used after a fork"
+    assert stream.uint64(1).size == 1
+
+
+def test_a_fork_that_calls_no_hook_is_seen_by_its_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = Stream(KEY)
+    monkeypatch.setattr(os, "getpid", lambda: -1)
+    with pytest.raises(PrivacyError, match="after a fork"):
+        stream.uint64(1)
+
+
+@FORKS
+@QUIET
+def test_a_child_may_draw_streams_of_its_own() -> None:
+    random = SecureRandom()
+    said = [in_a_fork(lambda: str(int(draw(random)))) for _ in range(2)]
+    assert len({*said, str(int(draw(random)))}) == 3
+    assert all(text.isdigit() for text in said)
+
+
+def draw(random: SecureRandom) -> np.uint64:
+    return np.uint64(random.stream(round=0, step=0, purpose=Purpose.NOISE).uint64(1)[0])
 
 
 def test_a_key_has_32_bytes() -> None:
@@ -82,17 +161,51 @@ def test_gaussian_has_the_length_asked_and_is_bounded(n: int) -> None:
     assert np.all(np.abs(values) < 8.58)
 
 
-def test_a_million_gaussians_are_fast() -> None:
-    stream = Stream(KEY)
-    start = time.process_time()
-    stream.gaussian(1_000_000)
-    assert time.process_time() - start < 1.0  # 0.05 s where it was written
+@pytest.mark.parametrize("n", [1, 2, 2 * CHUNK - 1, 2 * CHUNK, 2 * CHUNK + 1, 50_001])
+def test_gaussian_is_box_and_muller_in_one_piece(n: int) -> None:
+    """The flat twin, bit for bit: chunks change no number, so a run that an earlier version began can be resumed."""
+    pairs = (n + 1) // 2
+    bits = Stream(KEY).uint64(2 * pairs)
+    uniform = ((bits >> np.uint64(11)).astype(np.float64) + 1.0) * 2.0**-53
+    radius, angle = np.sqrt(-2.0 * np.log(uniform[:pairs])), (2.0 * math.pi) * uniform[pairs:]
+    expected = np.concatenate([radius * np.cos(angle), radius * np.sin(angle)])[:n]
+    assert np.array_equal(Stream(KEY).gaussian(n), expected)
+
+
+def test_gaussian_is_pinned() -> None:
+    """To the last digits that platforms' logarithms and cosines share."""
+    expected = [0.398271732933304, -1.4273418602184704, -1.2660796566522459]
+    assert np.allclose(Stream(KEY).gaussian(3), expected, rtol=1e-12, atol=0)
 
 
 def test_secure_random_takes_a_fresh_key_for_every_call() -> None:
-    random = SecureRandom()
-    streams = [random.stream(round=0, step=0, purpose=Purpose.NOISE) for _ in range(100)]
-    assert len({int(stream.uint64(1)[0]) for stream in streams}) == 100
+    assert len({int(draw(SecureRandom())) for _ in range(100)}) == 100
+
+
+def test_secure_random_asks_the_operating_system_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With time and process held still, only ``os.urandom`` tells two keys apart."""
+    asked: list[int] = []
+    honest = os.urandom
+
+    def listen(n: int) -> bytes:
+        asked.append(n)
+        return honest(n)
+
+    monkeypatch.setattr(os, "urandom", listen)
+    monkeypatch.setattr("time.time_ns", lambda: 0)
+    assert len({int(draw(SecureRandom())) for _ in range(10)}) == 10
+    assert asked == [32] * 10
+
+
+@pytest.mark.parametrize("start", [-(10**18), 10**18])
+def test_a_generator_rolled_back_to_a_snapshot_does_not_repeat_a_key(
+    monkeypatch: pytest.MonkeyPatch, start: int
+) -> None:
+    """Also where the clock says that it is before 1970."""
+    times = iter(range(start, start + 10))
+    monkeypatch.setattr(os, "urandom", bytes)
+    monkeypatch.setattr("time.time_ns", lambda: next(times))
+    assert len({int(draw(SecureRandom())) for _ in range(10)}) == 10
 
 
 def test_seeded_random_is_stateless() -> None:

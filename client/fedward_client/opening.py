@@ -1,0 +1,73 @@
+"""Open a site from its folder: policy, keys, books, models and data become one ``Site`` that answers plans.
+
+Used by the trainer's process and by nobody with a network. Nothing is trained here, and nothing of the data is read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from fedward_client.folder import Folder
+from fedward_client.hardening import without_core_dumps
+from fedward_client.release import Gate
+from fedward_client.round import Site
+from fedward_client.trainers import SiteTrainers
+from fedward_common.privacy.randomness import SecureRandom
+
+__all__ = ["open_site"]
+
+
+@contextmanager
+def open_site(root: Path) -> Iterator[Site]:
+    """The site in a folder, locked against every other process that writes there.
+
+    Args:
+      root: a folder that ``fedward-client init`` made and whose site file is filled in.
+
+    Guarantees:
+      - Core dumps of this process are off before anything of the data can be in its memory.
+      - Plans that a crash cut off are settled by what is stored: as released where the whole reply is there. Every
+        other such run is held until the site's own operator clears it.
+
+    Raises:
+      FedwardError: what is wrong with the site file, a key, the ledger or the audit log, and how to mend it.
+    """
+    without_core_dumps()
+    folder = Folder.open(root)
+    file = folder.load_site()
+    keys = folder.load_keys()
+    policy = file.policy()
+    with folder.lock(), folder.open_books(file, keys) as books:
+        randomness = SecureRandom()
+        trainers = SiteTrainers(
+            columns=file.columns(folder.root),
+            labels=file.task.labels,
+            nominal_units=file.data.nominal_units,
+            models=folder.base_models(policy.base_fingerprints),
+            pooling=file.model.pooling,
+            max_tokens=file.model.max_tokens,
+            split_key=keys.units,
+            randomness=randomness,
+        )
+        gate = Gate(
+            key=keys.signing,
+            nominal_units=file.data.nominal_units,
+            max_update_bytes=policy.max_update_bytes,
+            ledger=books.ledger,
+        )
+        site = Site(
+            policy=policy,
+            operator=file.operator(),
+            ledger=books.ledger,
+            trainers=trainers,
+            gate=gate,
+            outbox=books.outbox,
+            audit=books.audit,
+            randomness=randomness,
+        )
+        try:
+            yield site
+        finally:
+            trainers.close()

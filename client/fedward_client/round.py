@@ -187,9 +187,7 @@ class Site:
                 "the coordinator holds a ledger head that this ledger never had: it was set back, or is another's",
                 hint="fedward-client ledger reconcile counts what the coordinator's witness knows",
             )
-        units, count = self._trainers.units()
-        self._check_data(plan, count)
-        grant = self._ledger.reserve(self._ledger.quote(plan.terms), run_id=plan.run_id, units=units)
+        grant = self._grant(plan)
         mechanisms = self._mechanisms(plan, grant)
         self._ledger.start(grant, plan.plan_id, events=mechanisms.events)
         try:
@@ -202,6 +200,14 @@ class Site:
         reply = self._hand_over(Kind.RELEASE, plan, adapter, reply)
         self._ledger.settle(plan.plan_id, Outcome.RELEASED)
         return reply
+
+    def _grant(self, plan: RoundPlan) -> Grant:
+        quote = self._ledger.quote(plan.terms)
+        if any(grant.run_id == plan.run_id for grant in self._ledger.grants()):
+            return self._ledger.reserve(quote, run_id=plan.run_id)
+        units, count = self._trainers.units()  # in a run's first round: who is in the data, and nothing else of it
+        self._check_data(plan, count)
+        return self._ledger.reserve(quote, run_id=plan.run_id, units=units)
 
     def _mechanisms(self, plan: RoundPlan, grant: Grant) -> _Mechanisms:
         calibration = grant.quote.calibration

@@ -8,6 +8,7 @@ site's answer. This module reads data; it knows nothing of messages, budgets or 
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -135,8 +136,9 @@ class SiteTrainers:
         self._columns, self._labels, self._nominal = columns, tuple(labels), nominal_units
         self._models, self._pooling, self._max_tokens = models, pooling, max_tokens
         self._split_key, self._randomness = split_key, randomness
-        self._model: tuple[tuple[str, int], Base, AdaptedModel] | None = None
+        self._model: tuple[tuple[str, AdapterConfig, int], Base, AdaptedModel] | None = None
         self._opened: tuple[str, LocalTrainer] | None = None
+        self._units: tuple[object, tuple[str, ...] | None, int] | None = None
 
     @property
     def nominal_units(self) -> int:
@@ -159,9 +161,11 @@ class SiteTrainers:
         return model.spec.digest == spec.digest
 
     def units(self) -> tuple[Sequence[str] | None, int]:
-        """Ids and number of the units; without an id column the number of rows."""
-        ids, rows = read_unit_ids(self._columns)
-        return (None, rows) if ids is None else (ids, len(ids))
+        """Ids and number of the units; without an id column the number of rows. Read anew when the file changed."""
+        seen = _version(self._columns.train)
+        if self._units is None or seen is None or self._units[0] != seen:
+            self._units = (seen, *read_unit_ids(self._columns))
+        return self._units[1], self._units[2]
 
     def open(self, plan: RoundPlan, spec: AdapterSpec, taking_part: Callable[[Sequence[str]], Flags]) -> LocalTrainer:
         """Read the data, once a run, and put it before the model."""
@@ -176,8 +180,8 @@ class SiteTrainers:
         return self._opened[1]
 
     def close(self) -> None:
-        """Drop records, token ids and cached features."""
-        self._opened = None
+        """Drop records, token ids, cached features and unit ids."""
+        self._opened, self._units = None, None
 
     def _data(self, records: Records, plan: RoundPlan, taking_part: Callable[[Sequence[str]], Flags]) -> SiteData:
         fraction = plan.terms.metrics.validation_fraction
@@ -189,14 +193,24 @@ class SiteTrainers:
         )
 
     def _adapted(self, spec: AdapterSpec, public_seed: int) -> tuple[Base, AdaptedModel]:
-        key = (spec.digest, public_seed)
+        config = config_of(spec)
+        seed = public_seed if config.method is Method.LORA else 0  # a core's A and B come from the weights alone
+        key = (spec.base_fingerprint, config, seed)
         if self._model is None or self._model[0] != key:
             self._model, self._opened = None, None
             folder = self._models[spec.base_fingerprint]
             base = load_base(ModelConfig(base=str(folder), pooling=self._pooling, max_tokens=self._max_tokens))
-            model = adapt(base, config_of(spec), classes=len(self._labels), public_seed=public_seed)
+            model = adapt(base, config, classes=len(self._labels), public_seed=seed)
             self._model = (key, base, model)
         return self._model[1], self._model[2]
+
+
+def _version(path: str) -> object:
+    try:
+        state = os.stat(path)
+    except OSError:
+        return None
+    return state.st_ino, state.st_size, state.st_mtime_ns
 
 
 def config_of(spec: AdapterSpec) -> AdapterConfig:

@@ -1,0 +1,5 @@
+"""``python -m fedward_client`` is ``fedward-client``."""
+
+from fedward_client.cli import main
+
+main()

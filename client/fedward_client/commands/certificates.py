@@ -1,0 +1,96 @@
+"""``certificate RUN`` and ``certificate verify FILE``: a signed file that says what a run cost, for others to check."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+from fedward_client.certificate import Subject, Trust, Verified, make, verify, write
+from fedward_client.commands.ledger import find_run
+from fedward_client.commands.report import Report, counted, rows
+from fedward_client.commitment import new_nonce
+from fedward_client.folder import Folder
+from fedward_client.keys import read_public_key
+from fedward_common.checks import hex_digest
+from fedward_common.errors import DataError
+
+__all__ = ["certify", "verify_file"]
+
+SHOWN_DIGITS = 12
+LARGEST_FILE = 64 * 2**20
+
+
+def certify(folder: Folder, run: str, target: Path | None, *, adapter: str = "") -> Report:
+    """Write the certificate of a run to a new file.
+
+    Args:
+      folder: of the site.
+      run: a run id, or enough of its beginning.
+      target: must not exist; ``certificate-RUN.json`` in the current folder, unless given.
+      adapter: digest of the run's last adapter, where the site knows it.
+
+    Raises:
+      InputError: no run, or several, begin like this.
+      OutputError: the file exists, or cannot be written.
+    """
+    if adapter:
+        hex_digest("--adapter", adapter)
+    site, keys = folder.load_site(), folder.load_keys()
+    books = folder.read_books(keys)
+    run_id = find_run(books.ledger, run)
+    target = target or Path(f"certificate-{run_id[:SHOWN_DIGITS]}.json")
+    nonce = new_nonce()
+    subject = Subject(run_id=run_id, adapter_digest=adapter, waivers=site.policy_table.waivers)
+    content = make(
+        books.ledger_rows, subject, key=keys.signing, units=books.bearers(run_id), nonce=nonce, at=time.time()
+    )
+    write(target, content, nonce=nonce, vault=folder.vault)
+    said = verify(content, key=keys.public_key)
+    facts = {"command": "certificate", "file": str(target), **_facts(said)}
+    return Report(facts=facts, lines=(f"wrote {target}", *_lines(said)))
+
+
+def verify_file(file: Path, *, key: str = "") -> Report:
+    """Check everything about a certificate that a stranger can check. Needs no site.
+
+    Args:
+      file: the certificate.
+      key: the site's public key, from a source that is trusted.
+
+    Raises:
+      DataError: the file cannot be read.
+      FedwardError: it is no certificate, not signed by the key, or its numbers do not follow from its events.
+    """
+    public_key = read_public_key(key) if key else None
+    try:
+        with file.open("rb") as stream:
+            content = stream.read(LARGEST_FILE)
+    except OSError as error:
+        raise DataError(f"cannot read {file}: {error.strerror}", hint="give the file that the site sent") from None
+    said = verify(content, key=public_key)
+    trusted = (
+        "signed by the key that you gave"
+        if said.trust is Trust.GIVEN
+        else "signed by the key in the file itself: compare its fingerprint with the site, or give --key"
+    )
+    facts = {"command": "certificate verify", "file": str(file), **_facts(said)}
+    details = ("verified:", *(f"  - {text}" for text in said.shown), "not verifiable:",
+               *(f"  - {text}" for text in said.not_shown))  # fmt: skip
+    return Report(facts=facts, lines=(trusted, *_lines(said)), details=details)
+
+
+def _facts(said: Verified) -> dict[str, object]:
+    return {name: value for name, value in asdict(said).items() if name not in ("shown", "not_shown")}
+
+
+def _lines(said: Verified) -> tuple[str, ...]:
+    return rows(
+        [
+            ("site", f"fingerprint {said.site}"),
+            ("run", f"{said.run_id}: epsilon {said.epsilon:.4g} at delta {said.delta:g} for each {said.unit}"),
+            ("all runs", f"epsilon {said.life_epsilon:.4g} at delta {said.life_delta:g} at most"),
+            ("ledger", f"{said.head} after {counted(said.sequence, 'entry', 'entries')}"),
+            ("waivers", ", ".join(said.waivers) or "none"),
+        ]
+    )

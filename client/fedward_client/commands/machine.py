@@ -1,0 +1,111 @@
+"""What this machine does not protect: named weaknesses that no key of the site file can mend.
+
+Looks at the operating system alone, never into the data.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import stat
+from dataclasses import dataclass
+from pathlib import Path
+
+__all__ = ["Weakness", "weaknesses"]
+
+PR_GET_DUMPABLE = 3
+NETWORK_SYSTEMS = ("nfs", "cifs", "smb", "fuse", "9p", "afs", "ceph", "gluster", "lustre")
+MEMORY_SYSTEMS = ("tmpfs", "ramfs")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Weakness:
+    """Something that is not protected here: a lasting name, and a sentence."""
+
+    name: str
+    text: str
+
+
+def weaknesses(folder: Path, data: Path) -> tuple[Weakness, ...]:
+    """All that fedward cannot protect on this machine, for a process that has forbidden its own core dumps.
+
+    Args:
+      folder: of the site.
+      data: the data file.
+    """
+    found = [
+        ("swap", _swap()),
+        ("core_dumps", _core_dumps()),
+        ("other_accounts", _other_accounts(data)),
+        ("root", "root, and whoever can become root, can read data, keys and memory"),
+        ("own_account", "any other program of this account can read data and keys" + _as_root()),
+        ("at_rest", "fedward encrypts nothing on disk: use an encrypted disk"),
+        ("file_system", _file_system(folder)),
+        ("network", "the process that reads the data is not cut off from the network by fedward"),
+    ]
+    return tuple(Weakness(name=name, text=text) for name, text in found if text)
+
+
+def _prctl(option: int) -> int:
+    try:
+        return int(ctypes.CDLL(None, use_errno=True).prctl(option, 0, 0, 0, 0))
+    except (OSError, AttributeError):  # not Linux
+        return -1
+
+
+def _swap() -> str:
+    try:
+        on = len(Path("/proc/swaps").read_text(encoding="utf-8").splitlines()) > 1
+    except (OSError, UnicodeDecodeError):
+        return "it cannot be told whether swap is on: records in memory may be written to disk"
+    return "swap is on: records in memory may be written to disk (swapoff -a, or encrypt it)" if on else ""
+
+
+def _core_dumps() -> str:
+    if _prctl(PR_GET_DUMPABLE) == 0:
+        return ""
+    return "a crash may leave a core dump with records in it: this system cannot forbid it for one process"
+
+
+def _other_accounts(data: Path) -> str:
+    try:
+        path = data.resolve(strict=True)
+        mode = stat.S_IMODE(path.stat().st_mode)
+        parents = _above(path)
+    except OSError:
+        return ""
+    everyone = mode & stat.S_IROTH and all(parent & stat.S_IXOTH for parent in parents)
+    group = mode & stat.S_IRGRP and all(parent & stat.S_IXGRP for parent in parents)
+    if everyone or group:
+        return f"{'every account' if everyone else 'its group'} on this machine can read the data file (chmod 600)"
+    return ""
+
+
+def _above(path: Path) -> list[int]:
+    """The modes of all folders on the way to a file."""
+    return [stat.S_IMODE(parent.stat().st_mode) for parent in path.parents]
+
+
+def _as_root() -> str:
+    return "; and this is root: use an account of its own" if os.geteuid() == 0 else ""
+
+
+def _file_system(folder: Path) -> str:
+    kind = _kind_of(folder)
+    if kind.startswith(MEMORY_SYSTEMS):
+        return f"the site's folder lies in memory ({kind}): its ledger is gone after a restart"
+    if kind.startswith(NETWORK_SYSTEMS):
+        return f"the site's folder lies on a {kind} file system: locks and fsync may not hold there"
+    return ""
+
+
+def _kind_of(folder: Path) -> str:
+    """The file system's type, from the longest mount point that holds the folder; empty where it cannot be told."""
+    try:
+        lines = Path("/proc/self/mounts").read_text(encoding="utf-8").splitlines()
+        path = folder.resolve(strict=True)
+    except (OSError, UnicodeDecodeError):
+        return ""
+    mounts = [(Path(parts[1]), parts[2]) for parts in map(str.split, lines) if len(parts) > 2]
+    holding = [(len(at.parts), order, kind) for order, (at, kind) in enumerate(mounts) if path.is_relative_to(at)]
+    return max(holding, default=(0, 0, ""))[2]

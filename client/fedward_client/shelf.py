@@ -1,0 +1,149 @@
+"""All books of a site together: made once, opened for writing, or read beside whoever writes.
+
+    books/  ledger.jsonl  ledger.head  audit.jsonl  audit.head  units/  outbox/
+
+This module knows no site file and no policy: which budget, which keys and whose lock is the folder's affair.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fedward_client.books.audit import Audit, AuditLine, Kind, Written
+from fedward_client.books.files import Files, disk_errors
+from fedward_client.books.journal import DurableJournal
+from fedward_client.books.outbox import Outbox
+from fedward_client.books.units import DIGEST_BYTES, UnitRegister
+from fedward_client.keys import SiteKeys
+from fedward_common.errors import BudgetError
+from fedward_common.privacy.grants import Budget
+from fedward_common.privacy.journal import Entry, MemoryJournal
+from fedward_common.privacy.ledger import Ledger
+
+__all__ = ["Books", "BooksRead", "make_books", "open_books", "read_books"]
+
+LEDGER, AUDIT, UNITS, OUTBOX = "ledger.jsonl", "audit.jsonl", "units", "outbox"
+READS = 20  # while a trainer replaces the register between the reading of two books
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Books:
+    """Open for writing, in one process at a time. ``first`` is the digest of the ledger's opening entry."""
+
+    ledger: Ledger
+    audit: Audit
+    outbox: Outbox
+    first: str
+
+    def note(self, kind: Kind, *, run_id: str = "", reason: str = "") -> None:
+        """Write an audit line that says where the ledger stands."""
+        sequence, head = self.ledger.sequence, self.ledger.head
+        self.audit.write(AuditLine(kind=kind, run_id=run_id, reason=reason, ledger_sequence=sequence, ledger_head=head))
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class BooksRead:
+    """As they were at one moment. What is written to this ledger goes nowhere.
+
+    ``ledger_rows`` and ``audit_rows`` are the signed lines, for whoever wants to check them alone.
+    """
+
+    ledger: Ledger
+    audit: tuple[Written, ...]
+    ledger_rows: tuple[Mapping[str, Any], ...]
+    audit_rows: tuple[Mapping[str, Any], ...]
+    first: str
+    register: UnitRegister
+
+    def bearers(self, run_id: str) -> tuple[bytes, ...] | None:
+        """The keyed digests of the units that bear a run; None where the data source as a whole bears it."""
+        version = self.register._version
+        bearing = np.array([run_id in history for history in version.histories], dtype=np.bool_)
+        chosen = version.digests[bearing[version.cohorts]] if len(bearing) else version.digests
+        return tuple(bytes(digest).ljust(DIGEST_BYTES, b"\0") for digest in chosen) or None
+
+
+def make_books(folder: Path, budget: Budget, keys: SiteKeys) -> None:
+    """Make all books in a folder that does not exist yet, and open the ledger with its budget for life.
+
+    Raises:
+      OutputError: the disk refused.
+    """
+    with disk_errors("the books"):
+        for each in (folder, folder / UNITS, folder / OUTBOX):
+            each.mkdir(mode=0o700)
+        register = UnitRegister(folder / UNITS, key=keys.units)
+        with (
+            DurableJournal.create(folder / LEDGER, name="ledger", key=keys.signing) as journal,
+            DurableJournal.create(folder / AUDIT, name="audit", key=keys.signing) as trail,
+        ):
+            ledger = Ledger.create(journal, register, budget=budget, owner=keys.origin)
+            books = Books(ledger=ledger, audit=Audit(trail), outbox=Outbox(folder / OUTBOX), first=ledger.head)
+            books.note(Kind.OPENED, reason="the ledger was opened with its budget")
+
+
+@contextlib.contextmanager
+def open_books(folder: Path, keys: SiteKeys) -> Iterator[Books]:
+    """All books, checked and open for writing.
+
+    Raises:
+      BudgetError: a book is missing, damaged, cut off, of another site, under another key, or open elsewhere.
+      OutputError: a book cannot be read or written.
+    """
+    earlier = keys.public_keys[1:]
+    with (
+        DurableJournal.open(folder / LEDGER, name="ledger", key=keys.signing, earlier=earlier) as journal,
+        DurableJournal.open(folder / AUDIT, name="audit", key=keys.signing, earlier=earlier) as trail,
+    ):
+        ledger = Ledger.open(journal, UnitRegister(folder / UNITS, key=keys.units), owner=keys.origin)
+        first = journal.entries()[0].digest
+        yield Books(ledger=ledger, audit=Audit(trail), outbox=Outbox(folder / OUTBOX), first=first)
+
+
+def read_books(folder: Path, keys: SiteKeys) -> BooksRead:
+    """Ledger and audit log, every signature checked; takes no lock, changes nothing, and may run beside a writer.
+
+    Raises:
+      BudgetError: a book is missing, damaged, cut off, of another site, or under another key.
+      OutputError: a book cannot be read.
+    """
+    for _ in range(READS - 1):
+        try:
+            return _read(folder, keys)
+        except BudgetError:
+            time.sleep(0.01)
+    return _read(folder, keys)
+
+
+def _read(folder: Path, keys: SiteKeys) -> BooksRead:
+    ledger_rows = DurableJournal.read(folder / LEDGER, name="ledger", public_keys=keys.public_keys)
+    audit_rows = DurableJournal.read(folder / AUDIT, name="audit", public_keys=keys.public_keys)
+    register = UnitRegister(folder / UNITS, key=keys.units, files=_OnlyReading())
+    ledger = Ledger.open(_restored(ledger_rows), register, owner=keys.origin)
+    audit = Audit(_restored(audit_rows)).lines()
+    first = str(ledger_rows[0]["digest"])
+    return BooksRead(
+        ledger=ledger, audit=audit, ledger_rows=ledger_rows, audit_rows=audit_rows, first=first, register=register
+    )
+
+
+def _restored(rows: tuple[Mapping[str, Any], ...]) -> MemoryJournal:
+    keys = Entry.__dataclass_fields__
+    return MemoryJournal.restore({name: row[name] for name in keys} for row in rows)
+
+
+class _OnlyReading(Files):
+    """The disk for a reader: a register that is looked at must not tidy up behind its writer."""
+
+    def remove(self, path: Path) -> None:
+        """Nothing."""
+
+    def remove_drafts(self, folder: Path) -> None:
+        """Nothing."""

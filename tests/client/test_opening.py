@@ -1,0 +1,177 @@
+"""A real site folder, opened and asked: the whole path with durable books, the site's own model, its own data."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fedward_client.books.audit import Kind
+from fedward_client.folder import Folder
+from fedward_client.opening import open_site
+from fedward_client.training import LocalTrainer
+from fedward_common.errors import BudgetError, FedwardError, OutputError
+from fedward_common.round import Code, Update
+from support.hospital import Hospital, write_notes
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Hospital:
+    return Hospital.make(tmp_path_factory.mktemp("made"))
+
+
+@pytest.fixture
+def hospital(made: Hospital, tmp_path: Path) -> Hospital:
+    """A fresh copy of one site's folder, with the same keys."""
+    shutil.copytree(made.root, tmp_path / "site")
+    return Hospital(root=tmp_path / "site", operator=made.operator, keys=made.keys, bundle=made.bundle)
+
+
+def audit_of(hospital: Hospital) -> list[Kind]:
+    return [written.line.kind for written in Folder.open(hospital.root).read_books(hospital.keys).audit]
+
+
+def test_a_run_is_served_written_down_and_remembered(hospital: Hospital) -> None:
+    with open_site(hospital.root) as site:
+        first = site.answer(hospital.plan_bytes())
+        update = hospital.read(first)
+        assert isinstance(update, Update) and update.guarantee.waivers == ()
+        second = hospital.read(site.answer(hospital.plan_bytes(round=2, ledger_head=update.ledger_head)))
+        assert isinstance(second, Update) and second.ledger_head != update.ledger_head
+    assert audit_of(hospital)[-2:] == [Kind.RELEASE, Kind.RELEASE]
+    with open_site(hospital.root) as site:  # another process, another day
+        assert site.answer(hospital.plan_bytes()) == first
+        third = hospital.read(site.answer(hospital.plan_bytes(round=3, ledger_head=second.ledger_head)))
+        assert isinstance(third, Update) and third.metrics is not None
+        adapter = hospital.read(site.answer(hospital.plan_bytes(round=4)), groups=("adapter",))
+        assert isinstance(adapter, Update) and np.all(adapter.delta.vector != 0)
+    assert Kind.RESEND in audit_of(hospital)
+
+
+def test_two_runs_of_two_coordinators_together_cannot_exceed_the_budget(hospital: Hospital) -> None:
+    with open_site(hospital.root) as site:
+        codes = [hospital.code(site.answer(hospital.plan_bytes(run_id=f"{n:064x}"))) for n in range(3)]
+    assert codes == [None, None, Code.UNAVAILABLE]  # life 16, each run 8
+
+
+def test_a_unit_that_came_later_is_not_trained_on_in_a_run_that_began_before(
+    hospital: Hospital, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainers: list[LocalTrainer] = []
+    train = LocalTrainer.train
+
+    def seen(self: LocalTrainer, *arguments: object) -> object:
+        trainers.append(self)
+        return train(self, *arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(LocalTrainer, "train", seen)
+    with open_site(hospital.root) as site:
+        site.answer(hospital.plan_bytes())
+    write_notes(hospital.root / "notes.csv", [f"p{n}" for n in range(20, 60)])  # half of them left, as many came
+    with open_site(hospital.root) as site:
+        site.answer(hospital.plan_bytes(round=2))
+        site.answer(hospital.plan_bytes(run_id="e" * 64))
+    used = [{t.data.records.unit_ids[u] for u in (*t.data.training_units, *t.data.validation_units)} for t in trainers]
+    assert used[0] == {f"p{n}" for n in range(40)}
+    assert used[1] == {f"p{n}" for n in range(20, 40)}
+    assert used[2] == {f"p{n}" for n in range(20, 60)}
+
+
+def test_a_unit_whose_budget_is_spent_is_left_out_and_the_others_go_on(hospital: Hospital) -> None:
+    with open_site(hospital.root) as site:
+        assert [hospital.code(site.answer(hospital.plan_bytes(run_id=f"{n:064x}"))) for n in range(2)] == [None, None]
+    write_notes(hospital.root / "notes.csv", [f"p{n}" for n in range(30, 60)])
+    with open_site(hospital.root) as site:
+        assert hospital.code(site.answer(hospital.plan_bytes(run_id="f" * 64))) is None
+        data = site._trainers._opened[1].data  # type: ignore[attr-defined]
+        ids = {data.records.unit_ids[u] for u in (*data.training_units, *data.validation_units)}
+    assert ids == {f"p{n}" for n in range(40, 60)}
+
+
+def test_a_moved_or_renamed_table_keeps_its_spending(hospital: Hospital) -> None:
+    with open_site(hospital.root) as site:
+        assert [hospital.code(site.answer(hospital.plan_bytes(run_id=f"{n:064x}"))) for n in range(2)] == [None, None]
+    site_file = hospital.root / "site.toml"
+    (hospital.root / "notes.csv").rename(hospital.root / "fresh.csv")
+    text = site_file.read_text().replace("notes.csv", "fresh.csv").replace('id = "notes"', 'id = "fresh"')
+    site_file.write_text(text)
+    with open_site(hospital.root) as site:
+        assert hospital.code(site.answer(hospital.plan_bytes(run_id="f" * 64))) is Code.UNAVAILABLE
+
+
+def test_a_trainer_that_fails_holds_the_run_until_the_operator_clears_it(
+    hospital: Hospital, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*arguments: object) -> None:
+        raise RuntimeError("patient John Doe")
+
+    with open_site(hospital.root) as site:
+        with monkeypatch.context() as patch:
+            patch.setattr(LocalTrainer, "train", fail)
+            assert hospital.code(site.answer(hospital.plan_bytes())) is Code.UNAVAILABLE
+        assert hospital.code(site.answer(hospital.plan_bytes(round=2))) is Code.UNAVAILABLE
+    run_id = hospital.bundle.run_id
+    folder = Folder.open(hospital.root)
+    with folder.lock(), folder.open_books(folder.load_site(), hospital.keys) as books:
+        assert books.ledger.held() == (run_id,)
+        books.ledger.clear(run_id)
+    with open_site(hospital.root) as site:
+        assert hospital.code(site.answer(hospital.plan_bytes())) is Code.UNAVAILABLE  # that round is spent
+        assert hospital.code(site.answer(hospital.plan_bytes(round=2))) is None
+    assert b"John" not in b"".join(path.read_bytes() for path in hospital.root.rglob("*") if path.is_file())
+
+
+def test_a_ledger_that_was_set_back_shows_by_the_head_that_the_coordinator_holds(
+    hospital: Hospital, tmp_path: Path
+) -> None:
+    shutil.copytree(hospital.root / "books", tmp_path / "yesterday")
+    with open_site(hospital.root) as site:
+        update = hospital.read(site.answer(hospital.plan_bytes()))
+        assert isinstance(update, Update)
+    shutil.rmtree(hospital.root / "books")
+    shutil.copytree(tmp_path / "yesterday", hospital.root / "books")
+    with open_site(hospital.root) as site:
+        again = hospital.plan_bytes(round=2, ledger_head=update.ledger_head)
+        assert hospital.code(site.answer(again)) is Code.UNAVAILABLE
+    folder = Folder.open(hospital.root)
+    with folder.lock(), folder.open_books(folder.load_site(), hospital.keys) as books:
+        books.ledger.reconcile([(hospital.bundle.run_id, hospital.plan().terms)], [update.ledger_head])
+        assert "set back" in books.audit.lines()[-1].line.reason
+    with open_site(hospital.root) as site:  # 8 of 16 are spent for everybody, and that run is closed
+        assert hospital.code(site.answer(again)) is Code.UNAVAILABLE
+        codes = [hospital.code(site.answer(hospital.plan_bytes(run_id=f"{n:064x}"))) for n in range(2)]
+    assert codes == [None, Code.UNAVAILABLE]
+
+
+@pytest.mark.parametrize("unit_line", ["", 'record_id = "id"'])
+def test_records_as_units_with_and_without_an_id_column(tmp_path: Path, unit_line: str) -> None:
+    hospital = Hospital.make(tmp_path, unit="record", unit_line=unit_line)
+    with open_site(hospital.root) as site:
+        assert [hospital.code(site.answer(hospital.plan_bytes(run_id=f"{n:064x}"))) for n in range(2)] == [None, None]
+        write_notes(hospital.root / "notes.csv", [f"new{n}" for n in range(30)])
+        code = hospital.code(site.answer(hospital.plan_bytes(run_id="f" * 64)))
+    # without ids spending belongs to the source, whatever it holds today; with ids the new records have spent nothing
+    assert code is (None if unit_line else Code.UNAVAILABLE)
+
+
+def test_one_writer_at_a_time(hospital: Hospital) -> None:
+    with open_site(hospital.root), pytest.raises(OutputError, match="in use"), open_site(hospital.root):
+        pass
+
+
+@pytest.mark.parametrize("lost", ["keys/units.key", "keys/signing.key", "books/ledger.jsonl", "site.toml"])
+def test_what_is_lost_refuses_with_a_hint(hospital: Hospital, lost: str) -> None:
+    (hospital.root / lost).unlink()
+    with pytest.raises(FedwardError) as caught, open_site(hospital.root):
+        pass
+    assert caught.value.hint
+
+
+def test_another_sites_ledger_is_refused(hospital: Hospital, tmp_path: Path) -> None:
+    other = Hospital.make(tmp_path / "other")
+    shutil.rmtree(hospital.root / "books")
+    shutil.copytree(other.root / "books", hospital.root / "books")
+    with pytest.raises(BudgetError), open_site(hospital.root):
+        pass

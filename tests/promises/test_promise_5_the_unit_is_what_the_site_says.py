@@ -210,11 +210,23 @@ def sums_of(bench: Workbench, records: Records, adapter: Adapter) -> NDArray[np.
     return np.array([sums.correct, sums.units, sums.loss])
 
 
+def somewhere(bench: Workbench) -> Adapter:
+    """An adapter at which labels are not guessed uniformly."""
+    spec = bench.prepared.bundle.initial.spec
+    return Adapter(spec=spec, vector=np.random.default_rng(5).normal(0, 0.2, spec.size).astype(np.float32))
+
+
+def test_a_metric_averages_the_records_of_a_patient(bench: Workbench) -> None:
+    """Who is right in one record of two counts as half right."""
+    records, adapter = bench.data["site-1"].records, somewhere(bench)
+    right = np.array([sums_of(bench, records.select([n]), adapter)[0] for n in range(len(records))])
+    halves = np.array([right[records.units == unit].mean() for unit in range(records.unit_count)])
+    assert sums_of(bench, records, adapter)[0] == pytest.approx(halves.sum(), abs=1e-3)
+    assert np.any((halves > 0.2) & (halves < 0.8))
+
+
 def test_a_metric_counts_patients_however_many_records(bench: Workbench) -> None:
-    records = bench.data["site-1"].records
-    initial = bench.prepared.bundle.initial
-    head = np.random.default_rng(5).normal(0, 0.2, initial.spec.size).astype(np.float32)
-    adapter = Adapter(spec=initial.spec, vector=head)  # a start at which labels are not guessed uniformly
+    records, adapter = bench.data["site-1"].records, somewhere(bench)
     before, after = (sums_of(bench, held, adapter) for held in (records, with_a_frequent_patient(records)))
     assert before[1] == pytest.approx(12, abs=1e-3)
     np.testing.assert_allclose(after, before, atol=1e-3)  # the same records again leave a patient's mean as it was

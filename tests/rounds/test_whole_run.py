@@ -88,7 +88,9 @@ def test_resume_refuses_other_data(tmp_path: Path) -> None:
         resume(changed, stopped, out=out, view=Recorder())
 
 
-def test_one_sites_fault_holds_the_run_there_and_does_not_end_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_sites_fault_holds_the_run_there_and_ends_it_nowhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     honest = LocalTrainer.train
 
     def faulty(self: LocalTrainer, round: int, *args: Any) -> Any:

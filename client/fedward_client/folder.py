@@ -161,7 +161,9 @@ class Folder:
 
     # ---- the books -----------------------------------------------------------------
     def create_books(self, site: SiteFile, keys: SiteKeys) -> None:
-        """Open the ledger for the first time, with the budget of the site file. The caller holds the lock.
+        """Make the ledger, with the budget of the site file, and all other books. The caller holds the lock.
+
+        Open them once afterwards: that marks the ledger as this site's.
 
         Guarantees:
           - All books are there, or none, also after a crash.
@@ -185,8 +187,6 @@ class Folder:
             raise OutputError(f"cannot write {self.books}: {error.strerror}", hint="check the disk") from None
         finally:
             shutil.rmtree(draft, ignore_errors=True)
-        with self.open_books(site, keys):
-            pass  # writes the mark and notes the policy
 
     @contextlib.contextmanager
     def open_books(self, site: SiteFile, keys: SiteKeys) -> Iterator[Books]:

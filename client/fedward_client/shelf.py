@@ -14,13 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from fedward_client.books.audit import Audit, AuditLine, Kind, Written
 from fedward_client.books.files import Files, disk_errors
 from fedward_client.books.journal import DurableJournal
 from fedward_client.books.outbox import Outbox
-from fedward_client.books.units import DIGEST_BYTES, UnitRegister
+from fedward_client.books.units import UnitRegister
 from fedward_client.keys import SiteKeys
 from fedward_common.errors import BudgetError
 from fedward_common.privacy.grants import Budget
@@ -64,10 +62,7 @@ class BooksRead:
 
     def bearers(self, run_id: str) -> tuple[bytes, ...] | None:
         """The keyed digests of the units that bear a run; None where the data source as a whole bears it."""
-        version = self.register._version
-        bearing = np.array([run_id in history for history in version.histories], dtype=np.bool_)
-        chosen = version.digests[bearing[version.cohorts]] if len(bearing) else version.digests
-        return tuple(bytes(digest).ljust(DIGEST_BYTES, b"\0") for digest in chosen) or None
+        return self.register.bearers(run_id) or None
 
 
 def make_books(folder: Path, budget: Budget, keys: SiteKeys) -> None:

@@ -178,8 +178,10 @@ class CoordinatorTable(Section):
     @field_validator("public_key")
     @classmethod
     def _readable(cls, text: str) -> str:
-        with _as_value_error():
+        try:
             read_public_key(text)
+        except ConfigError as error:
+            raise ValueError(f"is no Ed25519 public key: {error.hint}") from None
         return text
 
 

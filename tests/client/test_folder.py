@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-import fedward_client.folder as module
 from fedward_client.books.audit import Kind
 from fedward_client.folder import Folder, check_budget
 from fedward_client.keys import rotate_signing_key
@@ -191,7 +190,7 @@ def test_another_ledger_of_the_same_site_is_refused(tmp_path: Path) -> None:
     (folder.keys / "ledger.first").rename(tmp_path / "mark")
     folder.books.rename(tmp_path / "books")
     with folder.lock():
-        folder.create_books(folder.load_site(), folder.load_keys())  # as an attacker with the keys would
+        folder.create_books(folder.load_site(), folder.load_keys())  # as somebody with the keys would
     shutil.copy(tmp_path / "mark", folder.keys / "ledger.first")
     for attempt in (open_again, lambda f: f.read_books(f.load_keys())):
         with pytest.raises(BudgetError, match="not the one that this site opened"):
@@ -232,12 +231,12 @@ def test_a_key_that_is_gone_together_with_the_books_is_not_made_anew_either(tmp_
     assert not (folder.keys / "units.key").exists()
 
 
-@pytest.mark.parametrize("step", ["make_books", "rename", "write_new"])
+@pytest.mark.parametrize("step", ["make_books", "rename"])
 def test_making_the_books_is_whole_or_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str) -> None:
     import fedward_client.shelf as shelf
 
     folder = new_site(tmp_path / "site")
-    target = {"make_books": (shelf, "Audit"), "rename": (os, "rename"), "write_new": (module, "write_new")}[step]
+    target = {"make_books": (shelf, "Audit"), "rename": (os, "rename")}[step]
 
     def cut(*arguments: object, **more: object) -> None:
         if step != "rename" or str(arguments[1]).endswith("books"):
@@ -248,13 +247,21 @@ def test_making_the_books_is_whole_or_nothing(tmp_path: Path, monkeypatch: pytes
     with pytest.raises(KeyboardInterrupt), folder.lock():
         folder.create_books(folder.load_site(), folder.load_keys())
     monkeypatch.undo()
-    assert folder.has_books == (step == "write_new")
+    assert not folder.has_books
     assert not [path for path in folder.root.iterdir() if path.name.startswith(".")]
-    if not folder.has_books:
-        with folder.lock():
-            folder.create_books(folder.load_site(), folder.load_keys())
+    with folder.lock():
+        folder.create_books(folder.load_site(), folder.load_keys())
     open_again(folder)
-    assert (folder.keys / "ledger.first").read_text().strip() == folder.read_books(folder.load_keys()).first
+
+
+def test_books_that_were_never_opened_after_they_were_made_get_their_mark_later(tmp_path: Path) -> None:
+    folder = new_site(tmp_path / "site")
+    with folder.lock():
+        folder.create_books(folder.load_site(), folder.load_keys())
+    first = folder.read_books(folder.load_keys()).first
+    assert not (folder.keys / "ledger.first").exists()
+    open_again(folder)
+    assert (folder.keys / "ledger.first").read_text().strip() == first
 
 
 # ---- what is noted -----------------------------------------------------------------

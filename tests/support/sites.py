@@ -79,8 +79,11 @@ def new_site(root: Path, **values: str) -> Folder:
 def open_site_folder(root: Path, **values: str) -> Folder:
     """A site with an open ledger."""
     folder = new_site(root, **values)
+    site, keys = folder.load_site(), folder.load_keys()
     with folder.lock():
-        folder.create_books(folder.load_site(), folder.load_keys())
+        folder.create_books(site, keys)
+        with folder.open_books(site, keys):
+            pass
     return folder
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -13,7 +14,7 @@ from fedward_client.commitment import new_nonce
 from fedward_client.folder import Folder
 from fedward_client.keys import read_public_key
 from fedward_common.checks import hex_digest
-from fedward_common.errors import DataError
+from fedward_common.errors import DataError, OutputError
 
 __all__ = ["certify", "verify_file"]
 
@@ -40,6 +41,9 @@ def certify(folder: Folder, run: str, target: Path | None, *, adapter: str = "")
     books = folder.read_books(keys)
     run_id = find_run(books.ledger, run)
     target = target or Path(f"certificate-{run_id[:SHOWN_DIGITS]}.json")
+    if os.path.lexists(target) or not target.parent.is_dir():  # before the nonce of a certificate that cannot be
+        what = "exists and is never overwritten" if os.path.lexists(target) else "lies in no folder"
+        raise OutputError(f"{target} {what}", hint="give another --out")
     nonce = new_nonce()
     subject = Subject(run_id=run_id, adapter_digest=adapter, waivers=site.policy_table.waivers)
     content = make(

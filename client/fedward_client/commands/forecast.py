@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from fedward_client.commands.ledger import load_run
 from fedward_client.commands.models import source_of
 from fedward_client.commands.report import Report, counted, rows
 from fedward_client.commands.weights import Shapes, read_shapes, spec_for
@@ -75,7 +76,7 @@ def forecast(folder: Folder, run_file: Path, *, tokens: int | None = None) -> Re
       ModelError: the base model is not here, or does not have what the run trains.
       BudgetError: no noise meets the run's terms.
     """
-    site, config = folder.load_site(), RunConfig.load(run_file)
+    site, config = folder.load_site(), load_run(run_file)
     fingerprint, model = _model(folder, site, config.model)
     shapes = read_shapes(model)
     spec = spec_for(shapes, config.adapter, fingerprint=fingerprint, classes=len(config.task.labels))

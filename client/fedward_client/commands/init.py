@@ -43,7 +43,10 @@ def init(root: Path) -> Report:
     site = folder.load_site()
     opened = not folder.has_books
     with folder.lock():
-        folder.create_books(site, keys) if opened else folder.open_books(site, keys)
+        if opened:
+            folder.create_books(site, keys)
+        with folder.open_books(site, keys):
+            pass  # checked, and the mark and the policy noted
     lines = _opened(site.budget()) if opened else ("the ledger was opened before; nothing was changed",)
     return Report(facts={**facts, "ledger": True, "budget": site.budget().to_json()}, lines=(*known, *lines))
 

@@ -22,14 +22,14 @@ from fedward_client.shelf import BooksRead
 from fedward_common.checks import hex_digest
 from fedward_common.codec import key_fingerprint
 from fedward_common.config import RunConfig
-from fedward_common.errors import BudgetError, DataError, FedwardError, InputError
+from fedward_common.errors import BudgetError, ConfigError, DataError, FedwardError, InputError
 from fedward_common.privacy import checks
 from fedward_common.privacy.facts import Granted, Reconciled, fact_of
 from fedward_common.privacy.grants import Budget, Grant, Quote
 from fedward_common.privacy.guarantee import MetricTerms, PrivacyTerms, StageTerms, Unit
 from fedward_common.privacy.ledger import LIFETIME, Ledger
 
-__all__ = ["clear", "find_run", "forecast_life", "head", "reconcile", "show", "stamp", "verify"]
+__all__ = ["clear", "find_run", "forecast_life", "head", "load_run", "reconcile", "show", "stamp", "verify"]
 
 MOST_RUNS = 1000
 SHOWN_DIGITS = 12
@@ -111,7 +111,7 @@ def forecast_life(folder: Folder, run_file: Path | None) -> Report:
     budget = ledger.budget
     if run_file is None and budget.renyi_order is not None:
         raise InputError("under the filter rdp the cost of a run depends on its events", hint="add --run RUN.toml")
-    terms = _largest_terms(budget) if run_file is None else RunConfig.load(run_file).terms
+    terms = _largest_terms(budget) if run_file is None else load_run(run_file).terms
     spent, runs = _spent(ledger), _count(ledger, Quote.of(terms))
     facts = {"budget": budget.to_json(), "command": "ledger forecast", "runs": runs, "spent_epsilon": spent}
     more = f"{runs}" if runs < MOST_RUNS else f"at least {MOST_RUNS}"
@@ -179,6 +179,17 @@ def reconcile(folder: Folder, witness: Path) -> Report:
         "runs that were known until now are closed: ask the operator for new ones",
     )
     return Report(facts=facts, lines=lines)
+
+
+def load_run(path: Path) -> RunConfig:
+    """The run file that a coordinator sent.
+
+    Raises:
+      ConfigError: it cannot be read, or a key or value of it is wrong.
+    """
+    if not path.is_file():
+        raise ConfigError(f"there is no run file {path}", hint="ask the operator for the run.toml of the run")
+    return RunConfig.load(path)
 
 
 def find_run(ledger: Ledger, run: str) -> str:

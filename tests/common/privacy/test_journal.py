@@ -95,6 +95,13 @@ def test_only_the_entries_in_their_order_are_a_chain(order: list[int]) -> None:
         assert [entry.to_json() for entry in entries] == rows[: len(order)]
 
 
+def test_a_number_has_one_spelling() -> None:
+    row = filled(1).export()[0]
+    for value in (True, 1.0, "1"):
+        with pytest.raises(BudgetError):
+            linked([{**row, "sequence": value}])
+
+
 def test_entries_that_go_back_in_time_are_refused() -> None:
     first = Entry.after(None, {}, now=5.0)
     early = Entry._chained(first, {}, 4.0)

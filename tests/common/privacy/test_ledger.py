@@ -504,6 +504,15 @@ def test_a_witness_that_knows_other_terms_of_a_run_adds_them() -> None:
     assert ledger.spent(LIFETIME, delta=2e-5) > 6.9
 
 
+@pytest.mark.parametrize("heads", [["x" * 257], [str(number) for number in range(5000)], ["a", 7]])
+def test_what_could_not_be_read_back_is_never_written(heads: list[Any]) -> None:
+    ledger, grant = opened()
+    with pytest.raises(BudgetError):
+        ledger.reconcile([], heads)
+    ledger.start(grant, "p0", events=steps(grant, 1))
+    assert Ledger.restore(ledger.export(), BUDGET).sequence == 3
+
+
 def test_a_witness_that_knows_nothing_new_adds_nothing() -> None:
     ledger, grant = opened()
     before = ledger.export()

@@ -1,4 +1,4 @@
-"""``python -m fedward_simulations.bench [step|overhead|bytes|startup|noise|data FILES...]``: Markdown on stdout."""
+"""``python -m fedward_simulations.bench [step|overhead|bytes|startup|noise|books|data FILES]``: Markdown on stdout."""
 
 from __future__ import annotations
 
@@ -40,12 +40,19 @@ def _noise() -> Table:
     return measure()
 
 
+def _books() -> Table:
+    from fedward_simulations.bench.books import measure
+
+    return measure()
+
+
 WITHOUT_FILES: dict[str, Callable[[], Table]] = {
     "step": _step,
     "overhead": _overhead,
     "bytes": _bytes,
     "startup": _startup,
     "noise": _noise,
+    "books": _books,
 }
 
 

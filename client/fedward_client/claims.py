@@ -181,7 +181,7 @@ def _sides(grant: Grant) -> list[Side]:
 
 def _interval(grant: Grant, side: Side) -> float:
     """The width of the accountant's grid of losses. Any other is as valid, but may differ in the fourth digit."""
-    return accounting._interval(tuple(event for event in grant.quote.events if event.side is side))
+    return accounting.loss_interval(tuple(event for event in grant.quote.events if event.side is side))
 
 
 def _events(grant: Grant) -> Iterator[dict[str, Any]]:

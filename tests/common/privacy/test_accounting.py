@@ -71,7 +71,7 @@ def test_at_the_caps_accounting_ends_soon_with_small_grids() -> None:
     for corner in corners:
         check_caps([corner])
         spread = 20 * math.sqrt(order_two_loss([corner])) + 15 / corner.noise_multiplier + order_two_loss([corner])
-        assert spread / accounting._interval((corner,)) < 3e6
+        assert spread / accounting.loss_interval((corner,)) < 3e6
     assert math.isfinite(epsilon([corners[1]], delta=DELTA))
 
 

@@ -261,7 +261,10 @@ class Site:
         return self._gate.refusal(plan, code)
 
     def _write(self, kind: Kind, plan: RoundPlan | None, **fields: object) -> None:
-        about = {"run_id": plan.run_id, "round": plan.round, "plan_id": plan.plan_id} if plan else {}
+        about: dict[str, object] = {}
+        if plan:
+            about = {"run_id": plan.run_id, "round": plan.round, "plan_id": plan.plan_id}
+            about["adapter_digest"] = plan.adapter_digest
         line: dict[str, object] = {
             "coordinator": self._coordinator,
             "ledger_sequence": self._ledger.sequence,

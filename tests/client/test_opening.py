@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 
 from fedward_client.books.audit import Kind
+from fedward_client.certificate import verify
+from fedward_client.commands.certificates import certify
 from fedward_client.folder import Folder
 from fedward_client.opening import open_site
 from fedward_client.training import LocalTrainer
@@ -48,6 +50,17 @@ def test_a_run_is_served_written_down_and_remembered(hospital: Hospital) -> None
         adapter = hospital.read(site.answer(hospital.plan_bytes(round=4)), groups=("adapter",))
         assert isinstance(adapter, Update) and np.all(adapter.delta.vector != 0)
     assert Kind.RESEND in audit_of(hospital)
+
+
+def test_a_certificate_names_the_last_adapter_that_was_answered(hospital: Hospital, tmp_path: Path) -> None:
+    with open_site(hospital.root) as site:
+        site.answer(hospital.plan_bytes())
+        later = hospital.bundle.initial.scaled(0.5)
+        site.answer(hospital.plan_bytes(round=2, adapter=later))
+        site.answer(hospital.plan_bytes(round=3, adapter=hospital.bundle.initial.scaled(1e30)))  # refused
+    certify(Folder.open(hospital.root), hospital.bundle.run_id, tmp_path / "certificate.json")
+    assert verify((tmp_path / "certificate.json").read_bytes()).run_id == hospital.bundle.run_id
+    assert later.digest in (tmp_path / "certificate.json").read_text()
 
 
 def test_two_runs_of_two_coordinators_together_cannot_exceed_the_budget(hospital: Hospital) -> None:

@@ -52,6 +52,7 @@ class AuditLine:
       run_id: of the run.
       round: counts from 1; 0 where there is none.
       plan_id: of the plan.
+      adapter_digest: of the adapter that came with the plan.
       update_digest: SHA-256 (hex) of the bytes handed over.
       size: of these bytes.
       tensors: shape of each tensor in them, by name.
@@ -69,6 +70,7 @@ class AuditLine:
     run_id: str = ""
     round: int = 0
     plan_id: str = ""
+    adapter_digest: str = ""
     update_digest: str = ""
     size: int = 0
     tensors: Mapping[str, tuple[int, ...]] = field(default_factory=dict)

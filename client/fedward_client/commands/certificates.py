@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+from fedward_client.books.audit import AuditLine, Kind, Written
 from fedward_client.certificate import Subject, Trust, Verified, make, verify, write
 from fedward_client.commands.ledger import find_run
 from fedward_client.commands.report import Report, counted, rows
@@ -29,7 +31,7 @@ def certify(folder: Folder, run: str, target: Path | None, *, adapter: str = "")
       folder: of the site.
       run: a run id, or enough of its beginning.
       target: must not exist; ``certificate-RUN.json`` in the current folder, unless given.
-      adapter: digest of the run's last adapter, where the site knows it.
+      adapter: digest of the run's last adapter; else that of the last one which this site answered with an update.
 
     Raises:
       InputError: no run, or several, begin like this.
@@ -45,7 +47,9 @@ def certify(folder: Folder, run: str, target: Path | None, *, adapter: str = "")
         what = "exists and is never overwritten" if os.path.lexists(target) else "lies in no folder"
         raise OutputError(f"{target} {what}", hint="give another --out")
     nonce = new_nonce()
-    subject = Subject(run_id=run_id, adapter_digest=adapter, waivers=site.policy_table.waivers)
+    subject = Subject(
+        run_id=run_id, adapter_digest=adapter or _last_adapter(books.audit, run_id), waivers=site.policy_table.waivers
+    )
     content = make(
         books.ledger_rows, subject, key=keys.signing, units=books.bearers(run_id), nonce=nonce, at=time.time()
     )
@@ -53,6 +57,11 @@ def certify(folder: Folder, run: str, target: Path | None, *, adapter: str = "")
     said = verify(content, key=keys.public_key)
     facts = {"command": "certificate", "file": str(target), **_facts(said)}
     return Report(facts=facts, lines=(f"wrote {target}", *_lines(said)))
+
+
+def _last_adapter(lines: Sequence[Written], run_id: str) -> str:
+    served = (one.line for one in lines if one.line.kind is Kind.RELEASE and one.line.run_id == run_id)
+    return max(served, key=lambda line: line.round, default=AuditLine(kind=Kind.RELEASE)).adapter_digest
 
 
 def verify_file(file: Path, *, key: str = "") -> Report:

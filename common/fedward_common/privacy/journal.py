@@ -92,6 +92,7 @@ class Entry:
         try:
             row = checks.table(value, KEYS, where="a journal entry")
             at = checks.number(row["at"], where="at")
+            checks.integer(row["sequence"], where="sequence")
         except FedwardError as error:
             raise BudgetError(f"a journal entry is malformed: {error}", hint=error.hint) from None
         if not isinstance(row["body"], dict) or (last is not None and at < last.at):

@@ -41,9 +41,8 @@ def measure(*, rounds: int = 200, units: int = 1_000_000) -> Table:
         with _opened(place, keys) as ledger:
             rows.append(("quote and reserve a run of new terms", *_ms([_reserve(ledger, terms, "0")])))
         with _opened(place, keys) as ledger:  # as after a restart: nothing is remembered but what lies in the books
-            rows.append(("the same for terms that the ledger knows", *_ms([_reserve(ledger, terms, "1")])))
-            again = [_reserve(ledger, terms, str(number)) for number in range(2, 22)]
-            rows.append(("the same in one process", *_ms(again)))
+            known = [_reserve(ledger, terms, str(number)) for number in range(1, 22)]
+            rows.append(("the same for terms that the ledger knows", *_ms(known)))
             rows.append(("start and settle a round, fsynced", *_ms(_rounds(ledger, terms, rounds))))
         rows += _units(Path(place), units)
     return Table(

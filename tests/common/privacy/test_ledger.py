@@ -82,6 +82,21 @@ def test_a_quote_that_costs_more_than_its_terms_promise_is_never_reserved() -> N
     assert ledger.grants() == ()
 
 
+def test_terms_that_the_ledger_knows_are_quoted_and_reserved_without_an_accountant(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    ledger = Ledger.restore(opened()[0].export(), BUDGET)
+
+    def never(*_: object, **__: object) -> None:
+        raise AssertionError("an accountant was asked")
+
+    monkeypatch.setattr("fedward_common.privacy.calibration.calibrate", never)
+    monkeypatch.setattr("fedward_common.privacy.accounting.epsilon", never)
+    assert ledger.reserve(ledger.quote(TERMS), run_id="two").quote == ledger.grants()[0].quote
+    with pytest.raises(AssertionError, match="asked"):
+        ledger.quote(replace(TERMS, epsilon=3.9))
+
+
 def test_the_same_run_and_terms_give_the_same_grant() -> None:
     ledger, grant = opened()
     assert ledger.reserve(ledger.quote(TERMS), run_id="one") is grant

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -55,9 +56,10 @@ def test_a_run_is_served_written_down_and_remembered(hospital: Hospital) -> None
 def test_a_certificate_names_the_last_adapter_that_was_answered(hospital: Hospital, tmp_path: Path) -> None:
     with open_site(hospital.root) as site:
         site.answer(hospital.plan_bytes())
-        later = hospital.bundle.initial.scaled(0.5)
+        initial = hospital.bundle.initial
+        later = replace(initial, vector=initial.vector + np.float32(0.01))
         site.answer(hospital.plan_bytes(round=2, adapter=later))
-        site.answer(hospital.plan_bytes(round=3, adapter=hospital.bundle.initial.scaled(1e30)))  # refused
+        site.answer(hospital.plan_bytes(round=3, adapter=replace(initial, vector=initial.vector + np.float32(1e30))))
     certify(Folder.open(hospital.root), hospital.bundle.run_id, tmp_path / "certificate.json")
     assert verify((tmp_path / "certificate.json").read_bytes()).run_id == hospital.bundle.run_id
     assert later.digest in (tmp_path / "certificate.json").read_text()

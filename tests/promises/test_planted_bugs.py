@@ -111,7 +111,7 @@ def a_sum(**changes: Any) -> PrivateSum:
 
 # ---- noise -----------------------------------------------------------------------
 def check_an_update_has_noise_of_the_declared_deviation(ground: Ground) -> None:
-    """10,000 numbers of empty draws, chi-square both ways; false alarm 1e-6, an error of 5 % is found with 0.999."""
+    """10,000 numbers of empty draws, chi-square both ways; false alarm 1e-6, an error of 5 % is found with 0.98."""
     mechanism = a_sum(noise_multiplier=SIGMA, nominal_units=8)
     trainer = ground.trainer(ground.data(everyone=False))
     size = ground.start.spec.size

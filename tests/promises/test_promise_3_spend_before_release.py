@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import errno
 import itertools
+import json
 import os
-import random
 import shutil
+import subprocess
+import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import cache, partial
@@ -24,13 +26,11 @@ import pytest
 import support.books
 from fedward_common.errors import BudgetError, FedwardError, OutputError
 from fedward_common.privacy.ledger import LIFETIME
-from support.books import OTHER_KEY, UNITS, Desk, plan, quoted, recent, reply_to, step
+from support.books import OTHER_KEY, UNITS, Desk, plan, quoted, step
 from support.crashes import Crash, FailingFiles, Killed, RecordingFiles, Step, crashes, killed_child, tell
+from support.lives import check, note_sent
 
-TOLD = ("reserving", "reserved", "starting", "started")
 KILLS = 1000
-LIVES = 5  # of one folder: each child goes on from where the one before was killed
-LINES, DELAY = 7, 0.002  # a child is killed after it told at most so much, and at most so many seconds later
 
 # Making a journal syncs its empty file and the folder; opening it, which follows at once, does both again.
 TWICE = {"journal.create fsync", "journal.create fsync_folder"}
@@ -45,37 +45,6 @@ NEEDED = {  # each fsync, and after which step a process must be killed for it t
     "units.charge fsync": "",
     "units.charge fsync_folder": "",
 }
-
-
-# ---- what must hold, whatever happened -----------------------------------------------------
-def check(folder: Path, marks: Sequence[tuple[str, str]]) -> None:
-    """Open the books and compare them with what was sent, and with what had been promised to be on disk."""
-    said = {kind: {what for k, what in marks if k == kind} for kind in (*TOLD, "sent")}
-    with Desk(folder) as desk:
-        ledger, started = desk.ledger, desk.started()
-        assert said["sent"] <= started.keys(), "a reply was sent that the ledger does not know"
-        assert said["started"] <= started.keys() <= said["starting"]
-        assert len(started) <= len(said["started"]) + kills(marks) + 1
-        assert sum(event.count for event in ledger.events(LIFETIME)) == len(started)
-        granted = {grant.run_id for grant in ledger.grants()}
-        assert said["reserved"] <= granted <= said["reserving"]
-        assert len(granted) <= len(said["reserved"]) + kills(marks) + 1
-        assert all(ledger.taking_part(run, UNITS).all() for run in granted)
-        assert said["sent"] <= desk.written(), "a reply was sent that the audit log does not know"
-        stored = {plan_id: desk.outbox.find(plan_id) for plan_id in started}
-        assert all(reply in (None, reply_to(plan_id)) for plan_id, reply in stored.items())
-        assert all(stored[plan_id] for plan_id in said["sent"] & recent(started))
-        for plan_id in said["sent"]:
-            with pytest.raises(BudgetError):
-                ledger.start(ledger.grants()[0], plan_id, events=step())
-
-
-def note_sent(note: Callable[[tuple[str, str]], object], reply: bytes) -> None:
-    note(("sent", reply.split()[2].decode()))
-
-
-def kills(marks: Sequence[tuple[str, str]]) -> int:
-    return sum(kind == "killed" for kind, _ in marks)
 
 
 # ---- power cuts ------------------------------------------------------------------------------
@@ -170,32 +139,21 @@ def test_without_any_one_fsync_the_check_goes_red(label: str, folder: Path) -> N
 
 
 # ---- kill -9 -------------------------------------------------------------------------------------
-def live(folder: Path, life: int, pipe: int) -> None:
-    """Open the books, mend what the last kill left, and serve until the end."""
-    tell(pipe, ("begun", ""))
-    desk = Desk(folder, note=partial(tell, pipe))
-    desk.recover()
-    for number in itertools.count(1000 * life):
-        desk.serve(f"run-{number // 3 % 3}", plan(number), partial(note_sent, partial(tell, pipe)))
-
-
 def test_a_thousand_kills_never_under_report(folder: Path) -> None:
-    quoted()  # the one warmed process that all children are forked from
-    chance = random.Random(3)  # noqa: S311  # instants, not secrets
-    last: list[str] = []
-    for line in range(KILLS // LIVES):
-        home = folder / f"{line}"
-        (home / "outbox").mkdir(parents=True)
-        marks: list[tuple[str, str]] = []
-        for life in range(LIVES):
-            wait = partial(time.sleep, chance.uniform(0.0, DELAY))
-            told = killed_child(partial(live, home, life), lines=chance.randint(1, LINES), wait=wait)
-            last.append(told[-1][0])
-            marks += [*told, ("killed", "")]
-            check(home, marks)
-        shutil.rmtree(home)
-    assert "error" not in last
-    assert all(last.count(kind) > KILLS // 100 for kind in ("begun", "reserving", "starting", "started", "sent"))
+    """In a process of its own, from which all children are forked: this one may be large by now."""
+    done = subprocess.run(
+        [sys.executable, "-m", "support.lives", str(folder), str(KILLS)],
+        input=json.dumps(quoted().to_json()),
+        env={**os.environ, "PYTHONPATH": str(Path(support.books.__file__).parents[1])},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    last = json.loads(done.stdout)
+    assert sum(last.values()) == KILLS
+    assert all(last[kind] > KILLS // 100 for kind in ("begun", "reserving", "starting", "started", "sent"))
 
 
 # ---- disks that refuse -----------------------------------------------------------------------------

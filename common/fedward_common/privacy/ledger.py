@@ -153,7 +153,7 @@ class Ledger:
     def quote(self, terms: PrivacyTerms) -> Quote:
         """What a run under these terms would do; changes nothing. ``BudgetError`` when no noise meets the terms.
 
-        Terms that an earlier grant had are quoted from its entry, without a search for the noise: entries are the cache.
+        Terms that an earlier grant had are quoted from its entry, without a search for the noise: entries are a cache.
         """
         return self._known(terms) or Quote.of(terms)
 

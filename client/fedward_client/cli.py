@@ -96,7 +96,7 @@ def init(directory: Directory = HERE) -> None:
 def check(directory: Directory = HERE) -> None:
     """Read the data and say what is wrong, what would be guaranteed, and what this machine does not protect."""
     from fedward_client.commands.check import check
-    from fedward_client.folder import Folder
+    from fedward_client.installation.folder import Folder
 
     _show(check(Folder.open(directory)))
 
@@ -109,7 +109,7 @@ def forecast(
 ) -> None:
     """What a run would cost: epsilon, steps, bytes and time, before anything is spent or any record is read."""
     from fedward_client.commands.forecast import forecast
-    from fedward_client.folder import Folder
+    from fedward_client.installation.folder import Folder
 
     _show(forecast(Folder.open(directory), run_file, tokens=tokens))
 
@@ -121,7 +121,7 @@ def fetch_model(
 ) -> None:
     """Bring a base model in (safetensors only, no code) and print the fingerprint for policy.models."""
     from fedward_client.commands.models import fetch_model
-    from fedward_client.folder import Folder
+    from fedward_client.installation.folder import Folder
 
     _show(fetch_model(Folder.open(directory), source))
 
@@ -134,7 +134,7 @@ def backup(
 ) -> None:
     """Copy books and site file, checked and consistent; and say what restoring an old copy means."""
     from fedward_client.commands.upkeep import backup
-    from fedward_client.folder import Folder
+    from fedward_client.installation.folder import Folder
 
     _show(backup(Folder.open(directory), target, with_keys=with_keys))
 
@@ -143,7 +143,7 @@ def backup(
 def rotate_keys(directory: Directory = HERE) -> None:
     """Replace the signing key by a new one that the old one signs. The unit-digest key can never be replaced."""
     from fedward_client.commands.upkeep import rotate_keys
-    from fedward_client.folder import Folder
+    from fedward_client.installation.folder import Folder
 
     _show(rotate_keys(Folder.open(directory)))
 
@@ -155,7 +155,7 @@ def clear(
 ) -> None:
     """Let a run go on that a failure holds at this site. What was begun stays spent."""
     from fedward_client.commands.ledger import clear
-    from fedward_client.folder import Folder
+    from fedward_client.installation.folder import Folder
 
     _show(clear(Folder.open(directory), run))
 
@@ -173,7 +173,7 @@ def audit_show(
 ) -> None:
     """The last fifty lines of the audit log; all of them with -v."""
     from fedward_client.commands.audit import show
-    from fedward_client.folder import Folder
+    from fedward_client.installation.folder import Folder
 
     _show(show(Folder.open(directory), run=run))
 
@@ -182,7 +182,7 @@ def audit_show(
 def audit_verify(directory: Directory = HERE) -> None:
     """Check every signature and link of the audit log."""
     from fedward_client.commands.audit import verify
-    from fedward_client.folder import Folder
+    from fedward_client.installation.folder import Folder
 
     _show(verify(Folder.open(directory)))
 
@@ -194,7 +194,7 @@ def audit_export(
 ) -> None:
     """Write the signed lines and the public keys that check them, for an auditor."""
     from fedward_client.commands.audit import export
-    from fedward_client.folder import Folder
+    from fedward_client.installation.folder import Folder
 
     _show(export(Folder.open(directory), target))
 
@@ -203,7 +203,7 @@ def audit_export(
 def ledger_show(directory: Directory = HERE) -> None:
     """Every run with its cost, computed from its events; every entry with -v."""
     from fedward_client.commands.ledger import show
-    from fedward_client.folder import Folder
+    from fedward_client.installation.folder import Folder
 
     _show(show(Folder.open(directory)))
 
@@ -212,7 +212,7 @@ def ledger_show(directory: Directory = HERE) -> None:
 def ledger_verify(directory: Directory = HERE) -> None:
     """Check every signature, link and number of ledger and audit log, and that both tell the same story."""
     from fedward_client.commands.ledger import verify
-    from fedward_client.folder import Folder
+    from fedward_client.installation.folder import Folder
 
     _show(verify(Folder.open(directory)))
 
@@ -221,7 +221,7 @@ def ledger_verify(directory: Directory = HERE) -> None:
 def ledger_head(directory: Directory = HERE) -> None:
     """The digest of the last entry: note it elsewhere, and a ledger that was set back will show."""
     from fedward_client.commands.ledger import head
-    from fedward_client.folder import Folder
+    from fedward_client.installation.folder import Folder
 
     _show(head(Folder.open(directory)))
 
@@ -235,7 +235,7 @@ def ledger_forecast(
 ) -> None:
     """How many more runs the budget bears."""
     from fedward_client.commands.ledger import forecast_life
-    from fedward_client.folder import Folder
+    from fedward_client.installation.folder import Folder
 
     _show(forecast_life(Folder.open(directory), run_file))
 
@@ -247,7 +247,7 @@ def ledger_reconcile(
 ) -> None:
     """After an old copy was restored: count as spent what a coordinator knows and this ledger does not."""
     from fedward_client.commands.ledger import reconcile
-    from fedward_client.folder import Folder
+    from fedward_client.installation.folder import Folder
 
     _show(reconcile(Folder.open(directory), witness))
 
@@ -277,7 +277,7 @@ def certificate_make(
 ) -> None:
     """Write a signed file that says what a run cost each unit, for others to check. The word `make` may be left out."""
     from fedward_client.commands.certificates import certify
-    from fedward_client.folder import Folder
+    from fedward_client.installation.folder import Folder
 
     _show(certify(Folder.open(directory), run, out, adapter=adapter))
 

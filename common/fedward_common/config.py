@@ -250,7 +250,7 @@ DEFAULT_STAGES = (
     StageConfig(
         name="adapter",
         train=("adapter",),
-        rounds=12,
+        rounds=6,
         sampling_rate=0.1,
         noise_ratio=0.3,
         server_learning_rate=0.00125,

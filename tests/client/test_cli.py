@@ -16,8 +16,8 @@ import pytest
 
 from fedward_client.books.audit import Kind
 from fedward_client.cli import app, main
-from fedward_client.folder import Folder
-from fedward_client.keys import Rotation, public_key_text
+from fedward_client.installation.folder import Folder
+from fedward_client.installation.keys import Rotation, public_key_text
 from fedward_common.config import Pooling
 from fedward_common.modeling.base import fingerprint
 from fedward_common.privacy.facts import Outcome
@@ -475,7 +475,7 @@ def test_a_backup_of_damaged_books_is_refused(site: Folder, tmp_path: Path, comm
 def test_writing_commands_wait_for_nobody(site: Folder, tmp_path: Path, command: Command) -> None:
     spend(site, RUN, outcome=Outcome.FAILED)
     code = (
-        "import sys, time\nfrom pathlib import Path\nfrom fedward_client.folder import Folder\n"
+        "import sys, time\nfrom pathlib import Path\nfrom fedward_client.installation.folder import Folder\n"
         f"with Folder(Path({str(site.root)!r})).lock():\n    print('held', flush=True)\n    sys.stdin.read()\n"
     )
     process = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
@@ -596,7 +596,7 @@ def test_an_edited_audit_log_is_refused(site: Folder, command: Command) -> None:
 
 def test_an_export_can_be_checked_with_the_keys_in_it(site: Folder, tmp_path: Path, command: Command) -> None:
     from fedward_client.books.seals import Seal
-    from fedward_client.keys import read_public_key
+    from fedward_client.installation.keys import read_public_key
 
     spend(site, RUN)
     assert command("audit", "export", tmp_path / "audit.jsonl", site.root).code == 0

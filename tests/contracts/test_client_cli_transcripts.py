@@ -21,7 +21,7 @@ from pathlib import Path
 import pytest
 
 from fedward_client.cli import main
-from fedward_client.keys import public_key_text
+from fedward_client.installation.keys import public_key_text
 from fedward_common.privacy.facts import Outcome
 from support.nouns import OTHER_KEY
 from support.sites import ONE_STAGE, fake_base, filled, new_site, notes, open_site_folder, spend

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fedward_client.opening import open_site
+from fedward_client.installation.opening import open_site
 from fedward_common.adapter import Adapter
 from fedward_common.codec import decode_reply
 from fedward_common.modeling.base import load_base
@@ -36,7 +36,7 @@ def crafted(hospital: Hospital) -> Adapter:
     import torch
 
     from fedward_client.data import load_records
-    from fedward_client.folder import Folder
+    from fedward_client.installation.folder import Folder
     from fedward_client.trainers import config_of
     from fedward_common.config import ModelConfig
     from fedward_common.modeling.adapters import adapt

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from fedward_client.books.audit import Kind
-from fedward_client.folder import Folder
+from fedward_client.installation.folder import Folder
 from fedward_common.round import Update
 from support.hospital import Hospital
 from support.killing import LENGTH, Warm
@@ -78,7 +78,7 @@ def test_a_thousand_instants(hospital: Hospital, tmp_path: Path) -> None:
 SERVE = """
 import os, sys
 from pathlib import Path
-from fedward_client.opening import open_site
+from fedward_client.installation.opening import open_site
 root, *plans = sys.argv[1:]
 with open_site(Path(root)) as site:
     for plan in plans:

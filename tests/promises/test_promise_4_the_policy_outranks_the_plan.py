@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fedward_client.opening import open_site
+from fedward_client.installation.opening import open_site
 from fedward_client.policy import SitePolicy
 from fedward_client.round import Site
 from fedward_client.training import LocalTrainer

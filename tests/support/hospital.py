@@ -19,8 +19,8 @@ from typing import Any, Self
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from fedward_client.folder import Folder
-from fedward_client.keys import SiteKeys, public_key_text
+from fedward_client.installation.folder import Folder
+from fedward_client.installation.keys import SiteKeys, public_key_text
 from fedward_common.adapter import Adapter
 from fedward_common.codec import decode_reply, encode_plan, key_fingerprint, new_key
 from fedward_common.config import RunConfig

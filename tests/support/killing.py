@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from fedward_client.folder import Folder
+from fedward_client.installation.folder import Folder
 from fedward_client.release import Gate
 from fedward_client.round import Site
 from fedward_client.trainers import SiteTrainers

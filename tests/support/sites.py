@@ -15,9 +15,9 @@ from pathlib import Path
 import numpy as np
 
 from fedward_client.books.audit import AuditLine, Kind
-from fedward_client.folder import Folder
-from fedward_client.keys import public_key_text
-from fedward_client.site_file import template
+from fedward_client.installation.folder import Folder
+from fedward_client.installation.keys import public_key_text
+from fedward_client.installation.site_file import template
 from fedward_common.privacy.facts import Outcome
 from fedward_common.privacy.grants import Quote
 from fedward_common.privacy.guarantee import PrivacyTerms

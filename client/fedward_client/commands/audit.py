@@ -9,8 +9,8 @@ from typing import Any
 from fedward_client.books.audit import Written
 from fedward_client.commands.ledger import stamp
 from fedward_client.commands.report import Report, counted, rows
-from fedward_client.folder import Folder
-from fedward_client.keys import public_key_text, write_new
+from fedward_client.installation.folder import Folder
+from fedward_client.installation.keys import public_key_text, write_new
 
 __all__ = ["export", "show", "verify"]
 

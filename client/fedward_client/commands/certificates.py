@@ -9,12 +9,12 @@ from dataclasses import asdict
 from pathlib import Path
 
 from fedward_client.books.audit import AuditLine, Kind, Written
-from fedward_client.certificate import Subject, Trust, Verified, make, verify, write
+from fedward_client.certificates.certificate import Subject, Trust, Verified, make, verify, write
+from fedward_client.certificates.commitment import new_nonce
 from fedward_client.commands.ledger import find_run
 from fedward_client.commands.report import Report, counted, rows
-from fedward_client.commitment import new_nonce
-from fedward_client.folder import Folder
-from fedward_client.keys import read_public_key
+from fedward_client.installation.folder import Folder
+from fedward_client.installation.keys import read_public_key
 from fedward_common.checks import hex_digest
 from fedward_common.errors import DataError, OutputError
 

@@ -14,10 +14,10 @@ from fedward_client.commands.init import budget_line
 from fedward_client.commands.machine import Weakness, weaknesses
 from fedward_client.commands.report import Report, counted, rows
 from fedward_client.commands.survey import Survey, survey
-from fedward_client.folder import Folder, check_budget
-from fedward_client.hardening import without_core_dumps
-from fedward_client.keys import SiteKeys
-from fedward_client.site_file import SiteFile
+from fedward_client.installation.folder import Folder, check_budget
+from fedward_client.installation.hardening import without_core_dumps
+from fedward_client.installation.keys import SiteKeys
+from fedward_client.installation.site_file import SiteFile
 from fedward_common.codec import key_fingerprint
 from fedward_common.errors import DataError, FedwardError
 

@@ -20,9 +20,9 @@ from fedward_client.commands.ledger import load_run
 from fedward_client.commands.models import source_of
 from fedward_client.commands.report import Report, counted, rows
 from fedward_client.commands.weights import Shapes, read_shapes, spec_for
-from fedward_client.folder import Folder
+from fedward_client.installation.folder import Folder
+from fedward_client.installation.site_file import SiteFile
 from fedward_client.policy import Denied
-from fedward_client.site_file import SiteFile
 from fedward_common.adapter import Adapter, AdapterSpec
 from fedward_common.codec import encode_plan, encode_reply, new_key
 from fedward_common.config import ModelConfig, RunConfig, StageConfig

@@ -10,8 +10,8 @@ import re
 from pathlib import Path
 
 from fedward_client.commands.report import Report, rows
-from fedward_client.folder import Folder
-from fedward_client.keys import public_key_text
+from fedward_client.installation.folder import Folder
+from fedward_client.installation.keys import public_key_text
 from fedward_common.privacy.grants import Budget
 
 __all__ = ["budget_line", "init"]

@@ -17,8 +17,8 @@ from typing import Any
 from fedward_client.books.audit import Kind
 from fedward_client.commands.init import budget_line
 from fedward_client.commands.report import Report, counted, rows
-from fedward_client.folder import Folder
-from fedward_client.shelf import BooksRead
+from fedward_client.installation.folder import Folder
+from fedward_client.installation.shelf import BooksRead
 from fedward_common.checks import hex_digest
 from fedward_common.codec import key_fingerprint
 from fedward_common.config import RunConfig

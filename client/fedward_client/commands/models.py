@@ -13,8 +13,8 @@ import shutil
 from pathlib import Path
 
 from fedward_client.commands.report import Report, rows
-from fedward_client.folder import Folder
-from fedward_client.keys import write_new
+from fedward_client.installation.folder import Folder
+from fedward_client.installation.keys import write_new
 from fedward_common.config import ModelConfig, Pooling
 from fedward_common.errors import ConfigError, ModelError, OutputError
 

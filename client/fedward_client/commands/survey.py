@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fedward_client.site_file import SiteFile
+from fedward_client.installation.site_file import SiteFile
 from fedward_client.tables import as_text, read_table
 from fedward_common.errors import DataError
 

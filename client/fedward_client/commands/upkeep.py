@@ -12,9 +12,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from fedward_client.commands.report import Report, rows
-from fedward_client.folder import Folder
-from fedward_client.keys import SiteKeys, public_key_text, rotate_signing_key, sync_folder, write_new
-from fedward_client.site_file import SiteFile
+from fedward_client.installation.folder import Folder
+from fedward_client.installation.keys import SiteKeys, public_key_text, rotate_signing_key, sync_folder, write_new
+from fedward_client.installation.site_file import SiteFile
 from fedward_common.errors import OutputError
 
 __all__ = ["backup", "rotate_keys"]

@@ -11,8 +11,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from fedward_client.books.units import UnitRegister, unit_digests
-from fedward_client.keys import SiteKeys, create_keys
-from fedward_client.shelf import make_books, open_books
+from fedward_client.installation.keys import SiteKeys, create_keys
+from fedward_client.installation.shelf import make_books, open_books
 from fedward_common.config import DEFAULT_STAGES, DataConfig, RunConfig, TaskConfig
 from fedward_common.privacy.facts import Outcome
 from fedward_common.privacy.grants import Budget

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from fedward_client.commands.survey import survey
-from fedward_client.folder import Folder
+from fedward_client.installation.folder import Folder
 from fedward_common.errors import DataError
 from support.sites import UNITS, new_site, notes
 

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from fedward_client.books.audit import Kind
-from fedward_client.certificate import verify
+from fedward_client.certificates.certificate import verify
 from fedward_client.commands.certificates import certify
-from fedward_client.folder import Folder
-from fedward_client.opening import open_site
+from fedward_client.installation.folder import Folder
+from fedward_client.installation.opening import open_site
 from fedward_client.training import LocalTrainer
 from fedward_common.errors import BudgetError, FedwardError, OutputError
 from fedward_common.round import Code, Update

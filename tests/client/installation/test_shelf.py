@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from fedward_client.books.audit import Kind
-from fedward_client.keys import create_keys
-from fedward_client.shelf import make_books, open_books, read_books
+from fedward_client.installation.keys import create_keys
+from fedward_client.installation.shelf import make_books, open_books, read_books
 from fedward_common.errors import BudgetError, OutputError
 from fedward_common.privacy.grants import Budget
 from support.sites import ONE_STAGE
@@ -62,7 +62,7 @@ def test_a_run_that_the_source_bears_has_no_bearers(tmp_path: Path) -> None:
 
 
 def test_a_reader_waits_for_a_register_that_is_being_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import fedward_client.shelf as shelf
+    import fedward_client.installation.shelf as shelf
 
     keys = create_keys(tmp_path / "keys")
     make_books(tmp_path / "books", BUDGET, keys)

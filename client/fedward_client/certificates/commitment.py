@@ -18,7 +18,7 @@ import secrets
 from collections.abc import Iterable
 from pathlib import Path
 
-from fedward_client.keys import make_private_folder, write_new
+from fedward_client.installation.keys import make_private_folder, write_new
 from fedward_common.errors import MalformedMessage, OutputError, PrivacyError
 from fedward_common.privacy.journal import canonical
 

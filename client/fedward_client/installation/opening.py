@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from fedward_client.folder import Folder
-from fedward_client.hardening import without_core_dumps
+from fedward_client.installation.folder import Folder
+from fedward_client.installation.hardening import without_core_dumps
 from fedward_client.release import Gate
 from fedward_client.round import Site
 from fedward_client.trainers import SiteTrainers

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from fedward_client.commitment import check_commitment, commit, keep_nonce, new_nonce, open_commitment
+from fedward_client.certificates.commitment import check_commitment, commit, keep_nonce, new_nonce, open_commitment
 from fedward_common.errors import MalformedMessage, OutputError, PrivacyError
 
 UNITS = [bytes([number]) * 32 for number in (3, 1, 2)]

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fedward_client.installation.site_file import PolicyTable, SiteFile, template
 from fedward_client.policy import Hours, SitePolicy
-from fedward_client.site_file import PolicyTable, SiteFile, template
 from fedward_common.codec import key_fingerprint
 from fedward_common.config import Method
 from fedward_common.errors import ConfigError
@@ -19,7 +19,7 @@ from fedward_common.privacy.guarantee import Unit
 from support.nouns import KEY
 from support.sites import filled
 
-DOCS = Path(__file__).parents[2] / "docs" / "site-file.md"
+DOCS = Path(__file__).parents[3] / "docs" / "site-file.md"
 
 
 def refused(text: str) -> str:
@@ -260,6 +260,6 @@ def test_whatever_stands_for_a_value_gives_a_site_file_or_a_config_error(value: 
         try:
             SiteFile.model_validate(table)
         except ValidationError as error:
-            from fedward_client.site_file import _explain
+            from fedward_client.installation.site_file import _explain
 
             assert isinstance(_explain(error, "site.toml"), ConfigError)

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-import fedward_client.keys as module
-from fedward_client.keys import (
+import fedward_client.installation.keys as module
+from fedward_client.installation.keys import (
     Rotation,
     create_keys,
     load_keys,

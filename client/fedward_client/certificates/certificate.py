@@ -7,7 +7,7 @@ verified. An entry that tells how a round ended is never shown: that may depend 
 what a stranger can verify and what not. docs/verify_certificate.py checks a file without fedward.
 
 Example:
-    >>> from fedward_client.commitment import new_nonce
+    >>> from fedward_client.certificates.commitment import new_nonce
     >>> from fedward_common.codec import new_key
     >>> from fedward_common.privacy.grants import Budget
     >>> from fedward_common.privacy.guarantee import MetricTerms, PrivacyTerms, StageTerms
@@ -42,9 +42,9 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 
 import fedward_client
 import fedward_common
-from fedward_client.claims import KIND, READING, SCHEMA, content_of, is_shown
-from fedward_client.commitment import commit, keep_nonce
-from fedward_client.keys import public_key_text, read_public_key, write_new
+from fedward_client.certificates.claims import KIND, READING, SCHEMA, content_of, is_shown
+from fedward_client.certificates.commitment import commit, keep_nonce
+from fedward_client.installation.keys import public_key_text, read_public_key, write_new
 from fedward_common.codec import key_fingerprint
 from fedward_common.errors import BadSignature, BudgetError, FedwardError, MalformedMessage, PrivacyError
 from fedward_common.privacy import checks

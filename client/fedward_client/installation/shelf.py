@@ -19,7 +19,7 @@ from fedward_client.books.files import Files, disk_errors
 from fedward_client.books.journal import DurableJournal
 from fedward_client.books.outbox import Outbox
 from fedward_client.books.units import UnitRegister
-from fedward_client.keys import SiteKeys
+from fedward_client.installation.keys import SiteKeys
 from fedward_common.errors import BudgetError
 from fedward_common.privacy.grants import Budget
 from fedward_common.privacy.journal import Entry, MemoryJournal

@@ -30,13 +30,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
-from fedward_client.keys import SiteKeys, create_keys, load_keys, make_private_folder, sync_folder, write_new
-from fedward_client.site_file import SiteFile, template
+from fedward_client.installation.keys import (
+    SiteKeys,
+    create_keys,
+    load_keys,
+    make_private_folder,
+    sync_folder,
+    write_new,
+)
+from fedward_client.installation.site_file import SiteFile, template
 from fedward_common.codec import key_fingerprint
 from fedward_common.errors import BudgetError, ConfigError, OutputError, PrivacyError
 
 if TYPE_CHECKING:
-    from fedward_client.shelf import Books, BooksRead
+    from fedward_client.installation.shelf import Books, BooksRead
     from fedward_common.privacy.grants import Budget
 
 __all__ = ["Folder", "check_budget"]
@@ -172,7 +179,7 @@ class Folder:
           BudgetError: this site had books before, and they are gone.
           OutputError: they exist, or the folder cannot be written.
         """
-        from fedward_client.shelf import make_books
+        from fedward_client.installation.shelf import make_books
 
         if self.has_books:
             raise OutputError(f"{self.books} exists", hint="a ledger is opened once; its budget is fixed for life")
@@ -200,7 +207,7 @@ class Folder:
           ConfigError: the site file asks for another budget than the ledger was opened with.
           OutputError: a book cannot be read or written.
         """
-        from fedward_client.shelf import open_books
+        from fedward_client.installation.shelf import open_books
 
         self._check_opened()
         with open_books(self.books, keys) as books:
@@ -219,7 +226,7 @@ class Folder:
             another key.
           OutputError: a book cannot be read.
         """
-        from fedward_client.shelf import read_books
+        from fedward_client.installation.shelf import read_books
 
         self._check_opened()
         books = read_books(self.books, keys)

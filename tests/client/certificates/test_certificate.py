@@ -17,9 +17,9 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from fedward_client.books.journal import DurableJournal
-from fedward_client.certificate import PURPOSE, Subject, Trust, make, verify, write
-from fedward_client.commitment import check_commitment, new_nonce, open_commitment
-from fedward_client.keys import public_key_text
+from fedward_client.certificates.certificate import PURPOSE, Subject, Trust, make, verify, write
+from fedward_client.certificates.commitment import check_commitment, new_nonce, open_commitment
+from fedward_client.installation.keys import public_key_text
 from fedward_common.codec import key_fingerprint
 from fedward_common.errors import BadSignature, BudgetError, FedwardError, MalformedMessage, OutputError, PrivacyError
 from fedward_common.privacy.accounting import epsilon
@@ -31,7 +31,7 @@ from fedward_common.privacy.ledger import LIFETIME, Ledger
 from fedward_common.privacy.spending import MemoryRegister
 from support.nouns import KEY, OTHER_KEY
 
-SCRIPT = Path(__file__).parents[2] / "docs" / "verify_certificate.py"
+SCRIPT = Path(__file__).parents[3] / "docs" / "verify_certificate.py"
 STAGE = StageTerms(name="head", sampling_rate=1.0, rounds=5, local_steps=2, noise_ratio=1.0)
 TERMS = PrivacyTerms(
     epsilon=4.0,

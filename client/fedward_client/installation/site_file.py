@@ -54,7 +54,7 @@ from pydantic import (
     model_validator,
 )
 
-from fedward_client.keys import read_public_key
+from fedward_client.installation.keys import read_public_key
 from fedward_client.policy import Hours, SitePolicy
 from fedward_common.config import DataConfig, Method, Name, Pooling, Positive, Rate, Section, TaskConfig
 from fedward_common.errors import ConfigError, FedwardError

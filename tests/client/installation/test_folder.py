@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from fedward_client.books.audit import Kind
-from fedward_client.folder import Folder, check_budget
-from fedward_client.keys import rotate_signing_key
+from fedward_client.installation.folder import Folder, check_budget
+from fedward_client.installation.keys import rotate_signing_key
 from fedward_common.errors import BudgetError, ConfigError, FedwardError, OutputError, PrivacyError
 from fedward_common.privacy.facts import Outcome
 from fedward_common.privacy.grants import Budget
@@ -233,7 +233,7 @@ def test_a_key_that_is_gone_together_with_the_books_is_not_made_anew_either(tmp_
 
 @pytest.mark.parametrize("step", ["make_books", "rename"])
 def test_making_the_books_is_whole_or_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str) -> None:
-    import fedward_client.shelf as shelf
+    import fedward_client.installation.shelf as shelf
 
     folder = new_site(tmp_path / "site")
     target = {"make_books": (shelf, "Audit"), "rename": (os, "rename")}[step]

@@ -76,8 +76,10 @@ class SitePolicy:
 
     ``max_epsilon`` and ``max_delta`` bound one run; the ledger's budget bounds the site's life. ``minimum_units`` is
     checked locally once data is open and never answered truthfully. ``hours`` are local time; none means always.
-    ``coordinator_states_min_sites`` is the least that a plan must state about how many sites answer: signed evidence of
-    what the coordinator said, on which no privacy rests. The defaults of later fields restrict nothing.
+    ``validation_fraction`` is the site's own: it puts units on their side for the life of the data, so a plan with
+    another one is refused; None leaves it to the plan. ``coordinator_states_min_sites`` is the least that a plan must
+    state about how many sites answer: signed evidence of what the coordinator said, on which no privacy rests. The
+    defaults of later fields restrict nothing.
     """
 
     unit: Unit
@@ -94,6 +96,7 @@ class SitePolicy:
     max_update_bytes: int = 256 * 2**20
     max_magnitude: float = 1e4
     minimum_units: int = 1
+    validation_fraction: float | None = None
     hours: tuple[Hours, ...] = ()
     metrics_may_leave: bool = True
     coordinator_states_min_sites: int = 1
@@ -140,13 +143,15 @@ class SitePolicy:
     def _against_terms(self, terms: PrivacyTerms) -> list[str]:
         steps = sum(stage.steps for stage in terms.stages)
         rate = max(stage.sampling_rate for stage in terms.stages)
-        looks = terms.metrics.evaluations
+        looks, aside = terms.metrics.evaluations, terms.metrics.validation_fraction
+        own = aside if self.validation_fraction is None else self.validation_fraction
         rows = [
             (terms.unit is self.unit, f"the plan protects each {terms.unit}, the policy each {self.unit}"),
             (terms.epsilon <= self.max_epsilon, f"epsilon {terms.epsilon:g} exceeds {self.max_epsilon:g}"),
             (terms.delta <= self.max_delta, f"delta {terms.delta:g} exceeds {self.max_delta:g}"),
             (steps <= self.max_steps, f"{steps} steps exceed {self.max_steps}"),
             (looks <= self.max_steps, f"{looks} evaluations exceed {self.max_steps}"),
+            (aside == own, f"the plan sets {aside:g} of the units aside for validation, this site {own:g}"),
             (rate <= self.max_sampling_rate, f"sampling rate {rate:g} exceeds {self.max_sampling_rate:g}"),
             (terms.clip_norm <= self.max_clip_norm, f"clip norm {terms.clip_norm:g} exceeds {self.max_clip_norm:g}"),
             (terms.max_records_per_unit <= self.max_records_per_unit, "too many records of one unit in a step"),

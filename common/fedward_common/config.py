@@ -21,7 +21,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from enum import StrEnum
@@ -29,8 +28,6 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
-    BaseModel,
-    ConfigDict,
     Field,
     StrictBool,
     StrictFloat,
@@ -42,6 +39,7 @@ from pydantic import (
 
 from fedward_common.errors import ConfigError
 from fedward_common.privacy.guarantee import MetricTerms, PrivacyTerms, StageTerms, Unit
+from fedward_common.strict import Name, Positive, Rate, Section, explain
 
 __all__ = [
     "AdapterConfig",
@@ -64,10 +62,7 @@ __all__ = [
 
 SCHEMA = 1
 
-# strict: TOML has types, so true is no number and "8" is none either (an integer may stand for a float)
-Positive = Annotated[StrictFloat, Field(gt=0, allow_inf_nan=False)]
-Rate = Annotated[StrictFloat, Field(gt=0, le=1)]
-Name = Annotated[str, Field(min_length=1, max_length=200)]
+DOCS = "docs/run-file.md lists every key with its range"
 
 
 class Method(StrEnum):
@@ -111,12 +106,6 @@ class Weights(StrEnum):
 
     EQUAL = "equal"  # every site the same
     NOMINAL = "nominal"  # in proportion to the public, declared number of units
-
-
-class Section(BaseModel):
-    """A frozen table of the run file that refuses unknown keys."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True, protected_namespaces=())
 
 
 class ModelConfig(Section):
@@ -360,7 +349,7 @@ class RunConfig(Section):
         try:
             return cls.model_validate(table)
         except ValidationError as error:
-            raise _explain(error, source) from None
+            raise explain(error, source=source, model=cls, docs=DOCS) from None
 
     @classmethod
     def load(cls, path: Path, *, overrides: Sequence[str] = ()) -> Self:
@@ -421,37 +410,6 @@ def _index(node: Sequence[Any], key: str, path: str) -> int:
         f"--set {path}: {key!r} is neither a name nor a number of the list",
         hint="lists of the run file take an element's name or its number, counted from 0",
     )
-
-
-def _explain(error: ValidationError, source: str) -> ConfigError:
-    first = error.errors(include_url=False, include_context=False)[0]
-    where = ".".join(str(part) for part in first["loc"])
-    if first["type"] == "extra_forbidden":
-        known = ", ".join(_keys_beside(first["loc"]))
-        return ConfigError(f"{source}: unknown key {where}", hint=f"known keys here: {known}")
-    if first["type"] == "missing":
-        return ConfigError(f"{source}: {where} is missing", hint="docs/run-file.md lists every key with its default")
-    message = _PLAINER.get(first["type"], re.sub(r"^(Value error, |Input )", "", first["msg"]))
-    shown = first["input"]
-    given = f" (given: {shown!r})" if isinstance(shown, str | int | float) else ""
-    what = f"{where} {message}{given}" if where else message
-    return ConfigError(f"{source}: {what}", hint="docs/run-file.md lists every key with its range")
-
-
-_PLAINER = {
-    "tuple_type": "should be a list",
-    "model_type": "should be a table",
-    "model_attributes_type": "should be a table",
-}
-
-
-def _keys_beside(location: tuple[int | str, ...]) -> list[str]:
-    model: Any = RunConfig
-    for part in location[:-1]:
-        if isinstance(part, str) and part in model.model_fields:
-            annotation = model.model_fields[part].annotation
-            model = StageConfig if part == "stages" else annotation
-    return sorted(field.alias or name for name, field in model.model_fields.items())
 
 
 def _to_toml(table: Mapping[str, Any]) -> str:

@@ -69,6 +69,8 @@ def test_a_plan_just_at_every_limit_is_admitted() -> None:
         ({"max_records_per_unit": TERMS.max_records_per_unit - 1}, Code.TERMS_NOT_ALLOWED),
         ({"max_update_bytes": 4 * SPEC.size - 1}, Code.TERMS_NOT_ALLOWED),
         ({"coordinator_states_min_sites": 4}, Code.TERMS_NOT_ALLOWED),
+        ({"validation_fraction": 0.0}, Code.TERMS_NOT_ALLOWED),
+        ({"validation_fraction": 0.051}, Code.TERMS_NOT_ALLOWED),
     ],
 )
 def test_each_limit_refuses_a_plan_just_above_it(change: dict[str, Any], code: Code) -> None:

@@ -62,6 +62,7 @@ max_clip_norm = 2.0
 max_records_per_unit = 4
 max_steps = 50
 minimum_units = 5
+validation_fraction = 0.2
 coordinator_states_min_sites = 1
 [coordinator]
 public_key = "{operator}"

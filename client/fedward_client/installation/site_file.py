@@ -39,12 +39,11 @@ import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from pydantic import (
     AfterValidator,
-    BaseModel,
     Field,
     StrictBool,
     StrictFloat,
@@ -56,10 +55,11 @@ from pydantic import (
 
 from fedward_client.installation.keys import read_public_key
 from fedward_client.policy import Hours, SitePolicy
-from fedward_common.config import DataConfig, Method, Name, Pooling, Positive, Rate, Section, TaskConfig
+from fedward_common.config import DataConfig, Method, Pooling, TaskConfig
 from fedward_common.errors import ConfigError, FedwardError
 from fedward_common.privacy.grants import Budget
 from fedward_common.privacy.guarantee import Unit
+from fedward_common.strict import Name, Positive, Rate, Section, explain
 
 __all__ = ["CoordinatorTable", "DataTable", "ModelTable", "PolicyTable", "SiteFile", "template"]
 
@@ -127,6 +127,7 @@ class PolicyTable(Section):
     max_records_per_unit: Annotated[StrictInt, Field(ge=1, le=10_000)] = 64
     max_update_bytes: Annotated[StrictInt, Field(ge=1, le=2**31)] = 256 * 2**20
     minimum_units: Count = 20
+    validation_fraction: Annotated[StrictFloat, Field(ge=0, le=0.5)] = 0.05
     hours: tuple[str, ...] = ()
     metrics_may_leave: StrictBool = True
     coordinator_states_min_sites: Count = 1
@@ -245,7 +246,7 @@ class SiteFile(Section):
         try:
             return cls.model_validate(table)
         except ValidationError as error:
-            raise _explain(error, source) from None
+            raise explain(error, source=source, model=cls, docs=DOCS) from None
 
     @property
     def digest(self) -> str:
@@ -270,6 +271,7 @@ class SiteFile(Section):
             max_records_per_unit=table.max_records_per_unit,
             max_update_bytes=table.max_update_bytes,
             minimum_units=table.minimum_units,
+            validation_fraction=table.validation_fraction,
             hours=tuple(Hours.parse(text) for text in table.hours),
             metrics_may_leave=table.metrics_may_leave,
             coordinator_states_min_sites=table.coordinator_states_min_sites,
@@ -306,38 +308,6 @@ def _as_value_error() -> Iterator[None]:
         yield
     except FedwardError as error:
         raise ValueError(f"{error}; {error.hint}") from None
-
-
-_PLAINER = {
-    "tuple_type": "should be a list",
-    "model_type": "should be a table",
-    "model_attributes_type": "should be a table",
-}
-
-
-def _explain(error: ValidationError, source: str) -> ConfigError:
-    found = error.errors(include_url=False, include_context=False)
-    missing = [".".join(map(str, one["loc"])) for one in found if one["type"] == "missing"]
-    first = next((one for one in found if one["type"] != "missing"), None)
-    if first is None:
-        word = "is" if len(missing) == 1 else "are"
-        return ConfigError(f"{source}: {', '.join(missing)} {word} missing", hint="fill them in; " + DOCS)
-    where = ".".join(str(part) for part in first["loc"])
-    if first["type"] == "extra_forbidden":
-        return ConfigError(f"{source}: unknown key {where}", hint=f"known keys here: {_keys_beside(first['loc'])}")
-    message = _PLAINER.get(first["type"], re.sub(r"^(Value error, |Input )", "", first["msg"]))
-    shown = first["input"]
-    given = f" (given: {shown!r})" if isinstance(shown, str | int | float) else ""
-    return ConfigError(f"{source}: {where} {message}{given}".replace(":  ", ": "), hint=DOCS)
-
-
-def _keys_beside(location: tuple[int | str, ...]) -> str:
-    model: Any = SiteFile
-    for part in location[:-1]:
-        inner = [f.annotation for name, f in model.model_fields.items() if part in (name, f.alias)]
-        if inner and isinstance(inner[0], type) and issubclass(inner[0], BaseModel):
-            model = inner[0]
-    return ", ".join(sorted(field.alias or name for name, field in model.model_fields.items()))
 
 
 # ---- the file that `init` writes ---------------------------------------------------
@@ -396,6 +366,7 @@ max_sampling_rate = 1.0
 max_clip_norm = 100.0
 max_records_per_unit = 64
 max_update_bytes = 268_435_456
+validation_fraction = 0.05       # of the units, for metrics alone; a plan must agree. Changing it moves units over
 minimum_units = 20               # with fewer units this site does not train; checked here, never answered
 hours = []                       # for example ["19:00-06:30"], local time; empty: always
 metrics_may_leave = true         # noisy evaluations, paid from the same budget

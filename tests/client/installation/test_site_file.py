@@ -112,6 +112,7 @@ def test_the_policy_of_a_site_file() -> None:
         max_records_per_unit=3,
         max_update_bytes=1000,
         minimum_units=30,
+        validation_fraction=0.05,
         hours=(Hours(start=19 * 60, end=6 * 60 + 30),),
         metrics_may_leave=False,
         coordinator_states_min_sites=5,
@@ -260,6 +261,6 @@ def test_whatever_stands_for_a_value_gives_a_site_file_or_a_config_error(value: 
         try:
             SiteFile.model_validate(table)
         except ValidationError as error:
-            from fedward_client.installation.site_file import _explain
+            from fedward_common.strict import explain
 
-            assert isinstance(_explain(error, "site.toml"), ConfigError)
+            assert isinstance(explain(error, source="site.toml", model=SiteFile, docs="docs"), ConfigError)

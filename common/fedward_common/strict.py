@@ -1,0 +1,85 @@
+"""Strict tables: frozen sections of a TOML file that refuse unknown keys, and errors that a person can act on.
+
+The run file and the site file are made of these. This module knows no key of either.
+
+Example:
+    >>> class Wards(Section):
+    ...     beds: Positive
+    >>> try:
+    ...     Wards.model_validate({"beds": 3.0, "bads": 1})
+    ... except ValidationError as error:
+    ...     print(explain(error, source="wards.toml", model=Wards, docs="see the docs"))
+    wards.toml: unknown key bads
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any, get_args
+
+from pydantic import BaseModel, ConfigDict, Field, StrictFloat, ValidationError
+
+from fedward_common.errors import ConfigError
+
+__all__ = ["Name", "Positive", "Rate", "Section", "explain"]
+
+# strict: TOML has types, so true is no number and "8" is none either (an integer may stand for a float)
+Positive = Annotated[StrictFloat, Field(gt=0, allow_inf_nan=False)]
+Rate = Annotated[StrictFloat, Field(gt=0, le=1)]
+Name = Annotated[str, Field(min_length=1, max_length=200)]
+
+PLAINER = {
+    "tuple_type": "should be a list",
+    "model_type": "should be a table",
+    "model_attributes_type": "should be a table",
+}
+
+
+class Section(BaseModel):
+    """A frozen table that refuses unknown keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True, protected_namespaces=())
+
+
+def explain(error: ValidationError, *, source: str, model: type[BaseModel], docs: str) -> ConfigError:
+    """What is wrong with a file, in one line: its first wrong key or value, or all that are missing.
+
+    Args:
+      error: of pydantic.
+      source: the file's name.
+      model: of the whole file.
+      docs: a hint where every key is explained.
+    """
+    found = error.errors(include_url=False, include_context=False)
+    first = next((one for one in found if one["type"] != "missing"), None)
+    if first is None:
+        missing = [_dotted(one["loc"]) for one in found]
+        word = "is" if len(missing) == 1 else "are"
+        return ConfigError(f"{source}: {', '.join(missing)} {word} missing", hint=f"fill in what is missing; {docs}")
+    where = _dotted(first["loc"])
+    if first["type"] == "extra_forbidden":
+        known = ", ".join(_keys_beside(first["loc"], model))
+        return ConfigError(f"{source}: unknown key {where}", hint=f"known keys here: {known}")
+    message = PLAINER.get(first["type"], re.sub(r"^(Value error, |Input )", "", first["msg"]))
+    shown = first["input"]
+    given = f" (given: {shown!r})" if isinstance(shown, str | int | float) else ""
+    what = f"{where} {message}{given}" if where else message
+    return ConfigError(f"{source}: {what}", hint=docs)
+
+
+def _dotted(location: tuple[int | str, ...]) -> str:
+    return ".".join(str(part) for part in location)
+
+
+def _keys_beside(location: tuple[int | str, ...], model: type[BaseModel]) -> list[str]:
+    for part in location[:-1]:
+        kinds = [field.annotation for name, field in model.model_fields.items() if part in (name, field.alias)]
+        model = next((inner for kind in kinds for inner in _models(kind)), model)
+    return sorted(field.alias or name for name, field in model.model_fields.items())
+
+
+def _models(kind: Any) -> list[type[BaseModel]]:
+    """The tables in an annotation: itself, or what a list of tables holds."""
+    if isinstance(kind, type):
+        return [kind] if issubclass(kind, BaseModel) else []
+    return [inner for argument in get_args(kind) for inner in _models(argument)]

@@ -242,7 +242,7 @@ DEFAULT_STAGES = (
         rounds=6,
         sampling_rate=0.1,
         noise_ratio=0.3,
-        server_learning_rate=0.00125,
+        server_learning_rate=0.0006,
         evaluate_every=6,
     ),
     StageConfig(name="refit", train=("head",), rounds=30, evaluate_every=15),

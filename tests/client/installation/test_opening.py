@@ -138,6 +138,41 @@ def test_a_trainer_that_fails_holds_the_run_until_the_operator_clears_it(
     assert b"John" not in b"".join(path.read_bytes() for path in hospital.root.rglob("*") if path.is_file())
 
 
+@pytest.mark.parametrize("what", ["outbox.Outbox.store", "audit.Audit.write", "journal.DurableJournal.append"])
+def test_a_full_disk_releases_nothing_and_spends_nothing_twice(
+    hospital: Hospital, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    def full(*arguments: object, **fields: object) -> None:
+        raise OutputError("the disk is full", hint="free disk space")
+
+    with open_site(hospital.root) as site:
+        with monkeypatch.context() as patch:
+            patch.setattr(f"fedward_client.books.{what}", full)
+            assert hospital.code(site.answer(hospital.plan_bytes())) is Code.UNAVAILABLE
+        events = site._ledger.events(hospital.bundle.run_id)
+    with open_site(hospital.root) as site:
+        again = hospital.read(site.answer(hospital.plan_bytes()))
+        if isinstance(again, Update):  # it was never started, or stored whole: in neither case trained twice
+            assert sum(e.count for e in site._ledger.events(hospital.bundle.run_id)) == 1
+        else:
+            assert site._ledger.events(hospital.bundle.run_id) == events
+
+
+def test_a_clock_that_is_moved_back_buys_no_second_look(hospital: Hospital, monkeypatch: pytest.MonkeyPatch) -> None:
+    import time
+
+    old = hospital.plan_bytes(expires_at=time.time() + 5)
+    with open_site(hospital.root) as site:
+        first = site.answer(old)
+        assert isinstance(hospital.read(first), Update)
+        site._clock = lambda: time.time() + 10
+        assert hospital.code(site.answer(hospital.plan_bytes(round=2, expires_at=time.time() + 5))) is Code.EXPIRED
+        site._clock = lambda: time.time() - 10**6
+        events = site._ledger.events(hospital.bundle.run_id)
+        assert site.answer(old) == first
+        assert site._ledger.events(hospital.bundle.run_id) == events
+
+
 def test_a_ledger_that_was_set_back_shows_by_the_head_that_the_coordinator_holds(
     hospital: Hospital, tmp_path: Path
 ) -> None:

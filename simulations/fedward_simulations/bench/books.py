@@ -12,12 +12,15 @@ from pathlib import Path
 
 from fedward_client.books.units import UnitRegister, unit_digests
 from fedward_client.installation.keys import SiteKeys, create_keys
-from fedward_client.installation.shelf import make_books, open_books
+from fedward_client.installation.shelf import Books, make_books, open_books
 from fedward_common.config import DEFAULT_STAGES, DataConfig, RunConfig, TaskConfig
 from fedward_common.privacy.facts import Outcome
 from fedward_common.privacy.grants import Budget
 from fedward_common.privacy.guarantee import PrivacyTerms
 from fedward_common.privacy.ledger import Ledger
+from fedward_server.state import State
+from fedward_simulations.bench.overhead import bundle_for
+from fedward_simulations.bench.ready import ReadySite
 from fedward_simulations.bench.table import Table, middle
 
 __all__ = ["measure"]
@@ -44,6 +47,8 @@ def measure(*, rounds: int = 200, units: int = 1_000_000) -> Table:
             known = [_reserve(ledger, terms, str(number)) for number in range(1, 22)]
             rows.append(("the same for terms that the ledger knows", *_ms(known)))
             rows.append(("start and settle a round, fsynced", *_ms(_rounds(ledger, terms, rounds))))
+        with open_books(Path(place) / "books", keys) as books:
+            rows.append(("a whole round but the training, 100,000 numbers", *_ms(_answers(books, keys, rounds // 2))))
         rows += _units(Path(place), units)
     return Table(
         title="A site's books on disk",
@@ -85,6 +90,18 @@ def _rounds(ledger: Ledger, terms: PrivacyTerms, rounds: int) -> list[float]:
         ledger.settle(plan_id, Outcome.RELEASED)
 
     return [_seconds(lambda number=number: one(number)) for number in range(rounds)]  # type: ignore[misc]
+
+
+def _answers(books: Books, keys: SiteKeys, rounds: int) -> list[float]:
+    """Verify, decode, policy, ledger, gate, outbox, audit log: what ``Site.answer`` takes around a ready delta."""
+    ready = ReadySite.build(bundle_for(rounds + 1, 768), books=books, key=keys.signing)
+    state = State.initial(ready.bundle.initial)
+    took = []
+    for number in range(rounds + 1):
+        at = replace(state, finished=number)
+        data = ready.signed(ready.plan(at), at)
+        took.append(_seconds(lambda data=data: ready.site.answer(data)))  # type: ignore[misc]
+    return took[1:]
 
 
 def _units(place: Path, count: int) -> list[tuple[str, str, str]]:

@@ -15,6 +15,7 @@ import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from fedward_client.books.audit import AuditLine, Kind
+from fedward_client.installation.shelf import Books
 from fedward_client.policy import SitePolicy
 from fedward_client.release import Gate
 from fedward_client.round import MemoryOutbox, Site
@@ -67,9 +68,9 @@ class ReadySite:
     site: Site
 
     @classmethod
-    def build(cls, bundle: Bundle) -> ReadySite:
-        """A site that allows exactly what the bundle's run file asks for."""
-        privacy, operator, key = bundle.config.privacy, new_key(), new_key()
+    def build(cls, bundle: Bundle, *, books: Books | None = None, key: Ed25519PrivateKey | None = None) -> ReadySite:
+        """A site that allows exactly what the run file asks for; its books are in memory unless some are given."""
+        privacy, operator, key = bundle.config.privacy, new_key(), key or new_key()
         policy = SitePolicy(
             unit=privacy.unit,
             base_fingerprints=frozenset({bundle.spec.base_fingerprint}),
@@ -78,15 +79,15 @@ class ReadySite:
             max_delta=privacy.delta,
         )
         trainer: Any = _ReadyTrainer(bundle.initial)
-        ledger = Ledger.in_memory(Budget(epsilon=privacy.epsilon, delta=privacy.delta))
+        ledger = books.ledger if books else Ledger.in_memory(Budget(epsilon=privacy.epsilon, delta=privacy.delta))
         site = Site(
             policy=policy,
             operator=operator.public_key(),
             ledger=ledger,
             trainers=FixedTrainer(trainer=cast(LocalTrainer, trainer)),
             gate=Gate(key=key, nominal_units=UNITS, max_update_bytes=policy.max_update_bytes, ledger=ledger),
-            outbox=MemoryOutbox(),
-            audit=_Complaint(),
+            outbox=books.outbox if books else MemoryOutbox(),
+            audit=books.audit if books else _Complaint(),
             randomness=SecureRandom(),
         )
         return cls(bundle=bundle, operator=operator, key=key, site=site)

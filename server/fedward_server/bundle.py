@@ -1,6 +1,6 @@
 """A prepared run: what a coordinator without torch needs to run a run file.
 
-Written by ``fedward-sim prepare`` (which has torch), read by the server. A folder of json and safetensors:
+Written by ``fedward_simulations.prepare`` (which has torch), read by the server. A folder of json and safetensors:
 
     bundle.json            run id, config, spec, digests        initial.safetensors   the adapter before round 1
     frozen.safetensors     A (and B), public, for the export

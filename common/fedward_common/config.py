@@ -235,17 +235,16 @@ class ServerConfig(Section):
 
 
 DEFAULT_STAGES = (
-    StageConfig(name="head", train=("head",), rounds=30, evaluate_every=15),
+    StageConfig(name="head", train=("head",), rounds=60, evaluate_every=30),
     StageConfig(
         name="adapter",
         train=("adapter",),
         rounds=6,
         sampling_rate=0.1,
         noise_ratio=0.3,
-        server_learning_rate=0.0006,
+        server_learning_rate=0.0002,
         evaluate_every=6,
     ),
-    StageConfig(name="refit", train=("head",), rounds=30, evaluate_every=15),
 )
 
 

@@ -15,9 +15,7 @@ SETTINGS = (
     "model.max_tokens=16",
     "stages.head.rounds=12",
     "stages.adapter.rounds=1",
-    "stages.refit.rounds=2",
     "stages.head.evaluate_every=6",
-    "stages.refit.evaluate_every=0",
 )
 
 

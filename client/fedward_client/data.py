@@ -14,7 +14,10 @@ Example:
 
 from __future__ import annotations
 
+import decimal
 import hashlib
+import math
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -249,7 +252,15 @@ def read_unit_ids(data: DataConfig) -> tuple[tuple[str, ...] | None, int]:
 
 
 def _ids(table: Mapping[str, list[Any]], column: str, source: str) -> list[str]:
-    return [value.strip() for value in _strings(table, column, source)]
+    cells = {column: [_whole(value) for value in table[column]]}
+    return [unicodedata.normalize("NFC", value.strip()) for value in _strings(cells, column, source)]
+
+
+def _whole(value: object) -> object:
+    """12.0 as 12: the same id, whether a column is stored as integers, as floats or as decimals."""
+    if isinstance(value, float | decimal.Decimal) and math.isfinite(value) and value == int(value):
+        return int(value)
+    return value
 
 
 def _strings(table: Mapping[str, list[Any]], column: str, source: str) -> list[str]:

@@ -20,7 +20,7 @@ from typing import Protocol
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
-from fedward_client.books.audit import AuditLine, AuditTrail, Kind, reason_of
+from fedward_client.books.audit import LONGEST_REASON, AuditLine, AuditTrail, Kind, reason_of
 from fedward_client.policy import SEEDED_RANDOMNESS, Denied, SitePolicy
 from fedward_client.release import Gate
 from fedward_client.trainers import Flags, Trainers
@@ -152,10 +152,8 @@ class Site:
         try:
             plan, adapter = self._read(data)
             stored = self._outbox.find(plan.plan_id)
-            if stored is not None:
-                return self._hand_over(Kind.RESEND, plan, adapter, stored)
             self._admit(plan, adapter)
-            return self._serve(plan, adapter)
+            return self._serve(plan, adapter) if stored is None else self._resend(plan, adapter, stored)
         except _Refused as refused:
             return self._refuse(plan, refused.code, str(refused))
         except Exception as error:
@@ -177,8 +175,20 @@ class Site:
         verdict = self._policy.admit(plan, adapter.spec, now=self._clock())
         if isinstance(verdict, Denied):
             raise _Refused(verdict.code, verdict.reason)
+        if not set(plan.training.groups) <= set(adapter.spec.groups) or not plan.training.groups:
+            raise _Refused(Code.SPEC_MISMATCH, "the plan trains groups that the adapter lacks")
         if not self._trainers.fits(adapter.spec, public_seed=plan.public_seed):
             raise _Refused(Code.SPEC_MISMATCH, "the adapter is not of this site's model")
+
+    def _resend(self, plan: RoundPlan, adapter: Adapter, stored: bytes) -> bytes:
+        # stored, but never handed over, where a crash or a full disk came between: then it is settled first
+        outcome = self._ledger.outcome(plan.plan_id)
+        if outcome is Outcome.FAILED:
+            raise BudgetError("the plan failed at this site", hint="it is spent and never trained again")
+        reply = self._hand_over(Kind.RESEND, plan, adapter, stored)
+        if outcome is None:
+            self._ledger.settle(plan.plan_id, Outcome.RELEASED)
+        return reply
 
     # ---- pay, then open the data ----------------------------------------------------------
     def _serve(self, plan: RoundPlan, adapter: Adapter) -> bytes:
@@ -187,6 +197,7 @@ class Site:
                 "the coordinator holds a ledger head that this ledger never had: it was set back, or is another's",
                 hint="fedward-client ledger reconcile counts what the coordinator's witness knows",
             )
+        self._audit.check_usable()  # nothing is spent on what could not be written down afterwards
         grant = self._grant(plan)
         mechanisms = self._mechanisms(plan, grant)
         self._ledger.start(grant, plan.plan_id, events=mechanisms.events)
@@ -206,7 +217,7 @@ class Site:
         if any(grant.run_id == plan.run_id for grant in self._ledger.grants()):
             return self._ledger.reserve(quote, run_id=plan.run_id)
         units, count = self._trainers.units()  # in a run's first round: who is in the data, and nothing else of it
-        self._check_data(plan, count)
+        self._check_data(count)
         return self._ledger.reserve(quote, run_id=plan.run_id, units=units)
 
     def _mechanisms(self, plan: RoundPlan, grant: Grant) -> _Mechanisms:
@@ -219,12 +230,13 @@ class Site:
             metric=PrivateMetric.for_run(calibration, loss_cap=self._trainers.loss_cap) if plan.evaluate else None,
         )
 
-    def _check_data(self, plan: RoundPlan, units: int) -> None:
+    def _check_data(self, units: int) -> None:
         # compares with the true number of units: whatever the answer, the wire says 'unavailable'
         if units < self._policy.minimum_units:
             raise PrivacyError("the data has fewer units than minimum_units", hint="add data or lower minimum_units")
-        if plan.terms.delta >= 1 / units:
-            raise PrivacyError("delta is not below 1 / units", hint="ask the operator for a smaller privacy.delta")
+        # the site's own number is compared: a plan's could be moved to find the count
+        if self._policy.max_delta >= 1 / units:
+            raise PrivacyError("policy.run_delta is not below 1 / units", hint="lower policy.run_delta in site.toml")
 
     def _compute(self, plan: RoundPlan, adapter: Adapter, mechanisms: _Mechanisms) -> bytes:
         trainer = self._trainers.open(plan, adapter.spec, partial(self._taking_part, plan.run_id))
@@ -255,7 +267,7 @@ class Site:
 
     def _refuse(self, plan: RoundPlan | None, code: Code, reason: str) -> bytes:
         try:
-            self._write(Kind.REFUSAL, plan, code=code.value, reason=reason)
+            self._write(Kind.REFUSAL, plan, code=code.value, reason=reason[:LONGEST_REASON])
         except Exception:  # what cannot be written down is answered with nothing but the code that says nothing
             code = Code.UNAVAILABLE
         return self._gate.refusal(plan, code)

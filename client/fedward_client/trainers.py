@@ -7,6 +7,7 @@ site's answer. This module reads data; it knows nothing of messages, budgets or 
 
 from __future__ import annotations
 
+import json
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -185,10 +186,12 @@ class SiteTrainers:
 
     def _data(self, records: Records, plan: RoundPlan, taking_part: Callable[[Sequence[str]], Flags]) -> SiteData:
         fraction = plan.terms.metrics.validation_fraction
+        # a row number would put a record on another side when rows are inserted or sorted anew
+        lasting = records.unit_ids if self._columns.unit else [_content_id(records, row) for row in range(len(records))]
         return SiteData(
             records=records,
             nominal_units=self._nominal,
-            validation=split_validation(records.unit_ids, key=self._split_key, fraction=fraction),
+            validation=split_validation(lasting, key=self._split_key, fraction=fraction),
             left_out=~taking_part(records.unit_ids),
         )
 
@@ -203,6 +206,11 @@ class SiteTrainers:
             model = adapt(base, config, classes=len(self._labels), public_seed=seed)
             self._model = (key, base, model)
         return self._model[1], self._model[2]
+
+
+def _content_id(records: Records, row: int) -> str:
+    """What a record without an id is: its texts and label."""
+    return json.dumps([*records.texts[row], int(records.labels[row])])
 
 
 def _version(path: str) -> object:

@@ -153,6 +153,7 @@ class Coordinator:
         for attempt in range(1, limits.retries + 2):
             plan = plan_for(self.bundle, state, expires_at=self.clock() + limits.deadline_s)
             result = self._attempt(grid, state, plan, attempt)
+            self._remember(plan)
             if result.aggregate.count >= limits.minimum:
                 return self._finish(state, plan, attempt, result)
             self._note(plan, attempt, result, state, abandoned=True)
@@ -277,11 +278,14 @@ class Coordinator:
         after = advance(state, result.aggregate, optimiser=config.server.optimiser, learning_rate=rate)
         self._note(plan, attempt, result, after, abandoned=False)
         self.checkpoints.save(after, run_id=self.bundle.run_id, heads=self.heads, extra=self.extra())
+        return after
+
+    def _remember(self, plan: RoundPlan) -> None:
+        # after every attempt, also an abandoned one: its updates have left the sites
         if self.witness:
             known = {key_fingerprint(site.key): self.heads.get(site.name) for site in self.sites.values()}
             heads = {site: head for site, head in known.items() if head}
             write_witness(self.witness, run_id=self.bundle.run_id, terms=plan.terms, heads=heads)
-        return after
 
     def _note(self, plan: RoundPlan, attempt: int, result: _Attempt, state: State, *, abandoned: bool) -> None:
         record = RoundRecord(

@@ -143,6 +143,9 @@ class _Noted:
         if line.kind is Kind.REFUSAL:
             self.watcher.note(f"{self.site} refused: {line.code}: {line.reason}")
 
+    def check_usable(self) -> None:
+        pass
+
 
 def _policy(prepared: Prepared) -> SitePolicy:
     # a virtual site's admin allows exactly what the run file asks for, and waives real randomness by name

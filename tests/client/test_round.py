@@ -173,10 +173,11 @@ def test_too_few_units_and_too_large_a_delta_are_unavailable(tmp_path: Path) -> 
     site._policy = replace(site._policy, minimum_units=31)
     assert hospital.code(site.answer(plan_bytes(hospital.bench, OPERATOR))) is Code.UNAVAILABLE
     assert "minimum_units" in hospital.notes[-1]
-    site._policy = replace(site._policy, minimum_units=5, max_delta=0.5)
-    terms = replace(plan_of(hospital.bench).terms, delta=0.04)
-    data = plan_bytes(hospital.bench, OPERATOR, terms=terms, run_id="b" * 64)
+    site._policy = replace(site._policy, minimum_units=5, max_delta=0.04)  # not below 1 / 30
+    data = plan_bytes(hospital.bench, OPERATOR, run_id="b" * 64)
     assert hospital.code(site.answer(data)) is Code.UNAVAILABLE
+    assert "run_delta" in hospital.notes[-1]
+    assert hospital.population.ledgers["site-1"].grants() == ()
 
 
 def a_site(bench: Workbench, randomness: SecureRandom | SeededRandom, *, waivers: frozenset[str]) -> Site:

@@ -22,7 +22,7 @@ from fedward_common.errors import BudgetError, FedwardError
 from fedward_common.privacy import checks
 from fedward_common.privacy.journal import Entry, Journal
 
-__all__ = ["Audit", "AuditLine", "AuditTrail", "Kind", "NoAudit", "Written", "reason_of"]
+__all__ = ["LONGEST_REASON", "Audit", "AuditLine", "AuditTrail", "Kind", "NoAudit", "Written", "reason_of"]
 
 SCHEMA = 1
 LONGEST_REASON = 1000
@@ -125,6 +125,10 @@ class AuditTrail(Protocol):
         """Write a line; a durable trail has it on disk when this returns. Raises where it cannot."""
         ...
 
+    def check_usable(self) -> None:
+        """Raise where nothing more can be written: before anything is spent that would have to be."""
+        ...
+
 
 class Audit:
     """An audit trail in a journal: durable where the journal is."""
@@ -140,6 +144,10 @@ class Audit:
           FedwardError: the journal cannot be written; then nothing may be handed over.
         """
         self._journal.append(line.to_json())
+
+    def check_usable(self) -> None:
+        """Raise where the journal is closed, or the disk refused a write of it."""
+        self._journal.check_usable()
 
     def lines(self) -> tuple[Written, ...]:
         """Every line, oldest first.
@@ -157,6 +165,9 @@ class NoAudit:
 
     def write(self, line: AuditLine) -> None:
         """Forget the line."""
+
+    def check_usable(self) -> None:
+        """Always."""
 
 
 def reason_of(error: BaseException) -> str:

@@ -163,7 +163,7 @@ class DurableJournal:
           OutputError: the disk refused. The entry may be found when the journal is opened again, or not.
         """
         with self._lock, disk_errors(f"the {self._seal.name}"):
-            self._check_usable()
+            self.check_usable()
             self._usable = False  # whatever is half written is for the next opening to judge
             entry = Entry.after(self._last, body, now=self._clock())
             data = Line(entry=entry, signature=self._seal.sign_entry(entry.digest)).to_bytes()
@@ -248,7 +248,8 @@ class DurableJournal:
         self._length += len(line)
         self._hash.update(line)
 
-    def _check_usable(self) -> None:
+    def check_usable(self) -> None:
+        """Raise where nothing more can be written: in a forked process, closed, or after a disk error."""
         if self._process != os.getpid():
             raise BudgetError("a forked process may not write the books", hint="this is a fault of the program")
         if not self._usable:

@@ -168,7 +168,8 @@ def reconcile(folder: Folder, witness: Path) -> Report:
     with folder.lock(), folder.open_books(site, keys) as books:
         before = books.ledger.sequence
         books.note(Kind.RECONCILE, run_id=grants[0][0], reason="a witness of this run is about to be heard")
-        added = books.ledger.reconcile(grants, heads)
+        own = [written.line.ledger_head for written in books.audit.lines() if written.line.ledger_head]
+        added = books.ledger.reconcile(grants, [*heads, *own])  # the audit log may know more than a ledger set back
         changed = books.ledger.sequence > before
         spent = _spent(books.ledger)
     facts = {"added": list(added), "changed": changed, "command": "ledger reconcile", "spent_epsilon": spent}

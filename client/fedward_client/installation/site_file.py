@@ -329,7 +329,7 @@ schema = 1
 name = "NAME"
 
 [data]
-#> id = "notes-2026"             # names this data for good; spending is remembered under it
+#> id = "notes-2026"             # names this data for people; spending follows the units, not the name
 #> path = "/data/notes.csv"      # CSV, TSV, JSON (lines) or Parquet, also .gz; relative paths count from this folder
 #> text = "note"                 # one column, or a list of two that are read as a pair
 #> label = "diagnosis"

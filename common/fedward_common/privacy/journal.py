@@ -115,6 +115,10 @@ class Journal(Protocol):
         """Add an entry, or raise and count as not added."""
         ...
 
+    def check_usable(self) -> None:
+        """Raise where nothing more can be added."""
+        ...
+
     def entries(self) -> tuple[Entry, ...]:
         """All entries, oldest first."""
         ...
@@ -154,6 +158,9 @@ class MemoryJournal:
     def knows(self, head: str) -> bool:
         """Say whether this was the head at some time."""
         return head in self._heads
+
+    def check_usable(self) -> None:
+        """Memory can always be added to."""
 
     def export(self) -> list[dict[str, Any]]:
         """All entries as JSON objects; changing them does not change the journal."""

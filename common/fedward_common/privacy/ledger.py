@@ -169,7 +169,9 @@ class Ledger:
           quote: what it will do.
           run_id: of the run.
           units: ids of the units in the data now. A unit whose own history cannot bear the run is left out, silently;
-            see ``taking_part``. None where units have no lasting id: then the data source as a whole bears it.
+            see ``taking_part``. Where that is every unit, the run is granted all the same and its updates are noise
+            alone: a refusal that turns into an update would tell that one new unit came. None where units have no
+            lasting id: then the data source as a whole bears it.
 
         Guarantees:
           - The same run and terms give the same grant and add no entry.
@@ -187,6 +189,8 @@ class Ledger:
                 quote.check()
             fact = Granted(grant=grant, bearer=Bearer.SOURCE, register=self._standing.register)
             self._standing.check(fact)
+            if not self._bears((), quote):  # beyond the budget of a unit that bore nothing of its own
+                raise nobody_bears()
             if units is not None:
                 charge = self._units().charge(units, run_id=run_id, bears=lambda past: self._bears(past, quote))
                 fact = Granted(grant=grant, bearer=Bearer.UNITS, register=charge.digest)
@@ -308,6 +312,11 @@ class Ledger:
         with self._lock:
             cut = (self._standing.run_of[plan] for plan in self.unsettled())
             return tuple(sorted(self._standing.held.union(cut)))
+
+    def outcome(self, plan_id: str) -> Outcome | None:
+        """How a plan ended here; None where it was never started or is not settled."""
+        with self._lock:
+            return self._standing.outcomes.get(plan_id)
 
     def unsettled(self) -> tuple[str, ...]:
         """Plans that had been started but not settled when the ledger was opened, and still are not.

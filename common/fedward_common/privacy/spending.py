@@ -64,7 +64,7 @@ class Register(Protocol):
     def charge(self, units: Sequence[str], *, run_id: str, bears: Bears) -> Charge:
         """Stage a version in which every one of these units that can bear the run has it in its history.
 
-        A unit that cannot is left out, silently. ``BudgetError`` when none can.
+        A unit that cannot is left out, silently, also where none can: a refusal would tell that one came who can.
         """
         ...
 
@@ -106,8 +106,6 @@ class MemoryRegister:
         held = self._versions[self._digest]
         able = {history: bears(history) for history in {held.get(unit, ()) for unit in units}}
         charged = {unit: (*held.get(unit, ()), run_id) for unit in units if able[held.get(unit, ())]}
-        if not charged:
-            raise nobody_bears()
         version = {**held, **charged}
         digest = hashlib.sha256(canonical(version)).hexdigest()
         self._versions[digest] = version
@@ -124,7 +122,7 @@ class MemoryRegister:
 
 
 def nobody_bears() -> BudgetError:
-    """The refusal of a run that no unit can bear."""
+    """The refusal of a run that no unit could bear, whatever its history."""
     return BudgetError(
         "no unit's budget can bear the run: it is beyond the budget of each",
         hint="ask for a run with a smaller epsilon or delta; a budget is never raised",

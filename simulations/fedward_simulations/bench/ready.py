@@ -108,3 +108,6 @@ class _Complaint:
     def write(self, line: AuditLine) -> None:
         if line.kind is Kind.REFUSAL:
             raise RuntimeError(f"the bench's site refused: {line.reason}")
+
+    def check_usable(self) -> None:
+        pass

@@ -9,14 +9,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fedward_client.books.audit import Kind
+from fedward_client.books.audit import Audit, Kind
 from fedward_client.certificates.certificate import verify
 from fedward_client.commands.certificates import certify
+from fedward_client.commands.ledger import reconcile
 from fedward_client.installation.folder import Folder
 from fedward_client.installation.opening import open_site
 from fedward_client.training import LocalTrainer
+from fedward_common.codec import key_fingerprint
 from fedward_common.errors import BudgetError, FedwardError, OutputError
+from fedward_common.privacy.facts import Outcome
+from fedward_common.privacy.ledger import LIFETIME
 from fedward_common.round import Code, Update
+from fedward_server.records import write_witness
 from support.hospital import Hospital, write_notes
 
 
@@ -68,7 +73,10 @@ def test_a_certificate_names_the_last_adapter_that_was_answered(hospital: Hospit
 def test_two_runs_of_two_coordinators_together_cannot_exceed_the_budget(hospital: Hospital) -> None:
     with open_site(hospital.root) as site:
         codes = [hospital.code(site.answer(hospital.plan_bytes(run_id=f"{n:064x}"))) for n in range(3)]
-    assert codes == [None, None, Code.UNAVAILABLE]  # life 16, each run 8
+        held = [site._ledger.taking_part(f"{n:064x}", ["p0", "p1"]).tolist() for n in range(3)]
+    # life 16, each run 8: the third is noise alone, and nothing in its answer says so
+    assert codes == [None, None, None]
+    assert held == [[True, True], [True, True], [False, False]]
 
 
 def test_a_unit_that_came_later_is_not_trained_on_in_a_run_that_began_before(
@@ -113,7 +121,20 @@ def test_a_moved_or_renamed_table_keeps_its_spending(hospital: Hospital) -> None
     text = site_file.read_text().replace("notes.csv", "fresh.csv").replace('id = "notes"', 'id = "fresh"')
     site_file.write_text(text)
     with open_site(hospital.root) as site:
-        assert hospital.code(site.answer(hospital.plan_bytes(run_id="f" * 64))) is Code.UNAVAILABLE
+        assert hospital.code(site.answer(hospital.plan_bytes(run_id="f" * 64))) is None  # of noise alone
+        assert not site._ledger.taking_part("f" * 64, [f"p{n}" for n in range(40)]).any()
+
+
+def test_where_nobody_can_bear_a_run_one_new_patient_changes_nothing_that_is_seen(hospital: Hospital) -> None:
+    with open_site(hospital.root) as site:
+        for n in range(2):
+            site.answer(hospital.plan_bytes(run_id=f"{n:064x}"))
+        before = site.answer(hospital.plan_bytes(run_id="d" * 64))
+        write_notes(hospital.root / "notes.csv", [f"p{n}" for n in range(41)])
+        after = site.answer(hospital.plan_bytes(run_id="e" * 64))
+        assert site._ledger.taking_part("e" * 64, ["p0", "p40"]).tolist() == [False, True]
+    assert [hospital.code(before), hospital.code(after)] == [None, None]
+    assert len(before) == len(after)
 
 
 def test_a_trainer_that_fails_holds_the_run_until_the_operator_clears_it(
@@ -191,8 +212,65 @@ def test_a_ledger_that_was_set_back_shows_by_the_head_that_the_coordinator_holds
         assert "set back" in books.audit.lines()[-1].line.reason
     with open_site(hospital.root) as site:  # 8 of 16 are spent for everybody, and that run is closed
         assert hospital.code(site.answer(again)) is Code.UNAVAILABLE
-        codes = [hospital.code(site.answer(hospital.plan_bytes(run_id=f"{n:064x}"))) for n in range(2)]
-    assert codes == [None, Code.UNAVAILABLE]
+        for n in range(2):
+            site.answer(hospital.plan_bytes(run_id=f"{n:064x}"))
+        assert [site._ledger.taking_part(f"{n:064x}", ["p0"]).all() for n in range(2)] == [True, False]
+
+
+def test_a_ledger_that_is_older_than_the_audit_log_beside_it_is_refused(hospital: Hospital, tmp_path: Path) -> None:
+    books = hospital.root / "books"
+    shutil.copytree(books, tmp_path / "yesterday")
+    with open_site(hospital.root) as site:
+        update = hospital.read(site.answer(hospital.plan_bytes()))
+        assert isinstance(update, Update)
+    for name in ("ledger.jsonl", "ledger.head"):
+        shutil.copy(tmp_path / "yesterday" / name, books / name)
+    shutil.rmtree(books / "units")
+    shutil.copytree(tmp_path / "yesterday" / "units", books / "units")
+    with pytest.raises(BudgetError, match="audit log knows"), open_site(hospital.root):
+        pass
+    heads = {key_fingerprint(hospital.keys.public_key): update.ledger_head}
+    write_witness(tmp_path / "w.json", run_id=hospital.bundle.run_id, terms=hospital.plan().terms, heads=heads)
+    reconcile(Folder.open(hospital.root), tmp_path / "w.json")
+    with open_site(hospital.root) as site:
+        assert site._ledger.spent(LIFETIME, delta=1e-2) > 7.9
+
+
+def test_what_a_killed_process_left_of_a_table_goes(hospital: Hospital) -> None:
+    left = hospital.root / "scratch" / "fedward-left" / "table.jsonl"
+    left.parent.mkdir(parents=True)
+    left.write_text("records")
+    with open_site(hospital.root) as site:
+        assert not left.exists()
+        site.answer(hospital.plan_bytes())
+    assert not (hospital.root / "scratch").exists()
+
+
+def test_a_stored_reply_of_a_failed_plan_is_never_sent_and_a_stricter_policy_outranks_it(
+    hospital: Hospital, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with open_site(hospital.root) as site:
+        with monkeypatch.context() as patch:  # stored, and then the disk refuses the audit line
+            patch.setattr(Audit, "write", lambda *_: (_ for _ in ()).throw(OutputError("full", hint="free space")))
+            assert hospital.code(site.answer(hospital.plan_bytes())) is Code.UNAVAILABLE
+        site._policy = replace(site._policy, max_clip_norm=0.5)
+        assert hospital.code(site.answer(hospital.plan_bytes())) is Code.TERMS_NOT_ALLOWED
+        site._policy = replace(site._policy, max_clip_norm=2.0)
+        assert hospital.code(site.answer(hospital.plan_bytes())) is None
+        site.answer(hospital.plan_bytes(round=2))
+        plan_id = hospital.plan(round=3).plan_id
+        grant = site._ledger.grants()[0]
+        site._ledger.start(grant, plan_id, events=(replace(grant.quote.events[0], count=1),))
+        site._ledger.settle(plan_id, Outcome.FAILED)
+        site._outbox.store(grant.run_id, plan_id, b"never sent")
+        assert hospital.code(site.answer(hospital.plan_bytes(round=3))) is Code.UNAVAILABLE
+
+
+def test_a_plan_that_trains_what_the_adapter_lacks_costs_nothing(hospital: Hospital) -> None:
+    with open_site(hospital.root) as site:
+        training = replace(hospital.plan().training, groups=("nope",))
+        assert hospital.code(site.answer(hospital.plan_bytes(training=training))) is Code.SPEC_MISMATCH
+        assert site._ledger.grants() == ()
 
 
 @pytest.mark.parametrize("unit_line", ["", 'record_id = "id"'])

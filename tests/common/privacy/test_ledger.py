@@ -388,9 +388,11 @@ def test_a_unit_that_cannot_bear_a_run_is_left_out_and_the_others_go_on() -> Non
     assert ledger.taking_part("one", units).tolist() == [True, True, False, False, False]
     assert ledger.taking_part("three", units).tolist() == [True, False, True, True, False]
     assert ledger.spent(LIFETIME, delta=2e-5) == 2 * ledger.spent("one", delta=1e-5)
-    with pytest.raises(BudgetError, match="beyond the budget"):
-        ledger.reserve(ledger.quote(TERMS), run_id="four", units=["a", "b", "c"])
+    ledger.reserve(ledger.quote(TERMS), run_id="four", units=["a", "b", "c"])  # granted to nobody: noise alone
     assert ledger.taking_part("four", units).tolist() == [False] * 5
+    assert ledger.spent(LIFETIME, delta=2e-5) == 2 * ledger.spent("one", delta=1e-5)
+    with pytest.raises(BudgetError, match="beyond the budget"):  # not even a new unit could bear it
+        ledger.reserve(ledger.quote(replace(TERMS, epsilon=8.1)), run_id="five", units=["e"])
 
 
 def test_a_source_without_ids_bears_what_any_of_its_units_bears() -> None:

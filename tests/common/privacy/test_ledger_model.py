@@ -89,7 +89,8 @@ class Lives(RuleBasedStateMachine):
             return
         able = {unit for unit in (*UNITS, NEW) if self.spent(unit) + goal <= BUDGET.epsilon}
         bearers = set(who) & able if who is not None else able
-        allowed = bool(bearers) and (who is not None or len(able) == 4) and run not in self.closed
+        # by unit it is enough that a new one could bear it; whether any of these can is not told
+        allowed = (NEW in able if who is not None else len(able) == 4) and run not in self.closed
         if self.expect(allowed, lambda: self.ledger.reserve(quoted(goal), run_id=run, units=who)):
             self.granted[run], self.bearers[run] = goal, bearers
 

@@ -53,12 +53,13 @@ def test_units_that_cannot_bear_it_are_left_out() -> None:
 
 
 @pytest.mark.parametrize("units", [[], ["a"]])
-def test_when_nobody_can_bear_it_nothing_changes(units: list[str]) -> None:
+def test_where_nobody_can_bear_it_nobody_takes_part_and_nothing_says_so(units: list[str]) -> None:
     register = charged(("one", ["a"]))
-    before = register.digest
-    with pytest.raises(BudgetError, match="no unit's budget"):
-        register.charge(units, run_id="two", bears=lambda history: False)
-    assert register.digest == before
+    charge = register.charge(units, run_id="two", bears=lambda history: False)
+    assert charge.digest == register.digest
+    register.adopt(charge.digest)
+    assert not register.taking_part("two", ["a", "b"]).any()
+    assert register.taking_part("one", ["a", "b"]).tolist() == [True, False]
 
 
 def test_equal_contents_have_equal_digests() -> None:

@@ -116,6 +116,7 @@ def load_base(model: ModelConfig) -> Base:
     Guarantees:
       - Weights come from safetensors; a folder with remote code or without safetensors is refused.
       - An alias's weights have the digest written in this module.
+      - No layer mixes the records of a batch.
 
     Raises:
       ModelError: with what is wrong and a hint.
@@ -123,6 +124,7 @@ def load_base(model: ModelConfig) -> Base:
     folder = locate(model)
     identity = fingerprint(folder, pooling=model.pooling)
     encoder, tokenizer = _load(folder, model.base)
+    _check_records_stay_apart(encoder, model.base)
     encoder.requires_grad_(False)
     _without_dropout(encoder)
     return Base(
@@ -160,6 +162,17 @@ def _load(folder: Path, name: str) -> tuple[Any, Any]:
 
 def _positions(encoder: Any) -> int:
     return int(getattr(encoder.config, "max_position_embeddings", 8192))
+
+
+def _check_records_stay_apart(encoder: nn.Module, name: str) -> None:
+    from torch.nn.modules.batchnorm import _BatchNorm
+
+    # one record would move the gradients of all others in its batch, and clipping bounds each one alone
+    if any(isinstance(module, _BatchNorm) for module in encoder.modules()):
+        raise ModelError(
+            f"base model {name} normalises over the batch, which mixes records",
+            hint="choose a model with layer or group normalisation",
+        )
 
 
 def _without_dropout(encoder: nn.Module) -> None:

@@ -233,3 +233,16 @@ def test_the_fingerprint_sees_files_that_are_added(name: str, copy: Path) -> Non
     before = fingerprint(copy, pooling=Pooling.MEAN)
     (copy / name).write_text("{}", encoding="utf-8")
     assert fingerprint(copy, pooling=Pooling.MEAN) != before
+
+
+def test_a_model_that_normalises_over_the_batch_is_refused(tiny: ModelConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    load = module._load
+
+    def mixing(folder: Path, name: str) -> tuple[object, object]:
+        encoder, tokenizer = load(folder, name)
+        encoder.pooler.mixing = torch.nn.BatchNorm1d(32)
+        return encoder, tokenizer
+
+    monkeypatch.setattr(module, "_load", mixing)
+    with pytest.raises(ModelError, match="mixes records"):
+        load_base(tiny)

@@ -30,7 +30,7 @@ from support.books import OTHER_KEY, UNITS, Desk, plan, quoted, step
 from support.crashes import Crash, FailingFiles, Killed, RecordingFiles, Step, crashes, killed_child, tell
 from support.lives import check, note_sent
 
-KILLS = 1000
+KILLS = 500
 
 # Making a journal syncs its empty file and the folder; opening it, which follows at once, does both again.
 TWICE = {"journal.create fsync", "journal.create fsync_folder"}

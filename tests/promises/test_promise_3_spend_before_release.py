@@ -139,7 +139,7 @@ def test_without_any_one_fsync_the_check_goes_red(label: str, folder: Path) -> N
 
 
 # ---- kill -9 -------------------------------------------------------------------------------------
-def test_a_thousand_kills_never_under_report(folder: Path) -> None:
+def test_hundreds_of_kills_never_under_report(folder: Path) -> None:
     """In a process of its own, from which all children are forked: this one may be large by now."""
     done = subprocess.run(
         [sys.executable, "-m", "support.lives", str(folder), str(KILLS)],

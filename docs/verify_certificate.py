@@ -34,13 +34,13 @@ data = Path(sys.argv[1]).read_bytes()
 whole = json.loads(data)
 signed, signature = whole["certificate"], whole["signature"]
 run, life, ledger, key = signed["run"], signed["life"], signed["ledger"], signed["public_key"]
-message = b"fedward/certificate/1\x00" + canonical(signed)
+message = b"fedward/certificate/2\x00" + canonical(signed)
 Ed25519PublicKey.from_public_bytes(bytes.fromhex(key)).verify(bytes.fromhex(signature), message)  # or an exception
 refused = [sys.argv[2:] not in ([], [key]), json.dumps(whole, indent=1, sort_keys=True).encode() + b"\n" != data]
 refused += [bytes.fromhex(signature).hex() != signature]  # upper-case digits: another file with the same meaning
 
 for entry, after in pairwise([*ledger["entries"], {"sequence": ledger["sequence"] + 1, "previous": ledger["head"]}]):
-    content = {name: entry[name] for name in ("at", "body", "previous", "sequence")}
+    content = {name: entry[name] for name in ("at", "body", "nonce", "previous", "sequence")}
     refused.append(hashlib.sha256(canonical(content)).hexdigest() != entry["digest"])
     gap = after["sequence"] - entry["sequence"]
     refused.append(gap < 1 or (gap == 1 and after["previous"] != entry["digest"]))

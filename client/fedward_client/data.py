@@ -14,11 +14,8 @@ Example:
 
 from __future__ import annotations
 
-import decimal
 import hashlib
-import math
-import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -26,7 +23,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fedward_client.tables import as_text, read_table
+from fedward_client.tables import as_id, as_text, read_table
 from fedward_common.config import DataConfig
 from fedward_common.errors import DataError, PrivacyError
 
@@ -219,7 +216,7 @@ def load_records(data: DataConfig, labels: Sequence[str], *, source: str | None 
     wanted = (*data.text, data.label, *(name for name in (data.site, data.unit) if name))
     table = read_table(source, columns=tuple(dict.fromkeys(wanted)))
     texts = tuple(zip(*(_strings(table, name, source) for name in data.text), strict=True))
-    ids = _ids(table, data.unit, source) if data.unit else [str(row + 1) for row in range(len(texts))]
+    ids = _strings(table, data.unit, source, read=as_id) if data.unit else [str(row + 1) for row in range(len(texts))]
     numbers = {unit_id: number for number, unit_id in enumerate(dict.fromkeys(ids))}
     return Records(
         texts=texts,
@@ -247,29 +244,19 @@ def read_unit_ids(data: DataConfig) -> tuple[tuple[str, ...] | None, int]:
     table = read_table(data.train, columns=(column,))
     if data.unit is None:
         return None, len(table[column])
-    ids = tuple(dict.fromkeys(_ids(table, data.unit, data.train)))
+    ids = tuple(dict.fromkeys(_strings(table, data.unit, data.train, read=as_id)))
     return ids, len(ids)
 
 
-def _ids(table: Mapping[str, list[Any]], column: str, source: str) -> list[str]:
-    cells = {column: [_whole(value) for value in table[column]]}
-    return [unicodedata.normalize("NFC", value.strip()) for value in _strings(cells, column, source)]
+def _strings(
+    table: Mapping[str, list[Any]], column: str, source: str, *, read: Callable[[object], str | None] = as_text
+) -> list[str]:
+    return [_string(value, read, column, row, source) for row, value in enumerate(table[column], start=1)]
 
 
-def _whole(value: object) -> object:
-    """12.0 as 12: the same id, whether a column is stored as integers, as floats or as decimals."""
-    if isinstance(value, float | decimal.Decimal) and math.isfinite(value) and value == int(value):
-        return int(value)
-    return value
-
-
-def _strings(table: Mapping[str, list[Any]], column: str, source: str) -> list[str]:
-    return [_string(value, column, row, source) for row, value in enumerate(table[column], start=1)]
-
-
-def _string(value: object, column: str, row: int, source: str) -> str:
+def _string(value: object, read: Callable[[object], str | None], column: str, row: int, source: str) -> str:
     try:
-        text = as_text(value)
+        text = read(value)
     except TypeError:
         hint = "fedward reads strings, numbers, truth values and dates"
         raise DataError(f"{source}: column {column!r} holds a list or object in row {row}", hint=hint) from None

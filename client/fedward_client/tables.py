@@ -6,6 +6,8 @@ what the columns mean.
 Example:
     >>> as_text(7), as_text("  "), as_text(float("nan"))
     ('7', None, None)
+    >>> as_id(12.0), as_id(" 12 ")
+    ('12', '12')
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ import math
 import re
 import shutil
 import tempfile
+import unicodedata
 import warnings
 import zlib
 from collections.abc import Iterator, Sequence
@@ -29,7 +32,7 @@ from typing import Any
 
 from fedward_common.errors import DataError
 
-__all__ = ["as_text", "read_table"]
+__all__ = ["as_id", "as_text", "read_table"]
 
 SUFFIXES = {".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json", ".ndjson": "json", ".parquet": "parquet"}
 SEPARATORS = {".csv": ",", ".tsv": "\t"}
@@ -254,3 +257,19 @@ def as_text(value: object) -> str | None:
         raise TypeError(f"a cell of type {type(value).__name__} has no text")
     text = str(value)
     return text if text.strip() else None
+
+
+def as_id(value: object) -> str | None:
+    """The lasting id in a cell, or None where the cell is empty.
+
+    Guarantees:
+      - One id has one spelling: without white space around it, in Unicode's NFC, and 12.0 as 12, so that it is the same
+        whether a column is stored as text, as integers, as floats or as decimals.
+
+    Raises:
+      TypeError: a list, an object or bytes.
+    """
+    if isinstance(value, float | decimal.Decimal) and math.isfinite(value) and value == int(value):
+        value = int(value)
+    text = as_text(value)
+    return None if text is None else unicodedata.normalize("NFC", text.strip())

@@ -14,6 +14,7 @@ import tempfile
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from hypothesis import strategies as st
 
 from fedward_client import data
 from fedward_client.data import Records, SiteData, load_records, nominal, read_unit_ids, split_validation
-from fedward_client.tables import as_text, read_table
+from fedward_client.tables import as_id, as_text, read_table
 from fedward_common.config import DataConfig
 from fedward_common.errors import DataError, PrivacyError
 from support.shared import shared_rows
@@ -306,6 +307,27 @@ class TestAsText:
             as_text(value)
 
 
+ONE_ID: list[list[object]] = [[12.0, 12, "12", " 12\t", Decimal("12.00")], ["Jose\u0301", "Jos\u00e9 "]]
+
+
+class TestAsId:
+    @pytest.mark.parametrize("spellings", ONE_ID)
+    def test_an_id_has_one_spelling(self, spellings: list[object]) -> None:
+        assert len({as_id(value) for value in spellings}) == 1
+
+    @pytest.mark.parametrize("value", ["12.0", "012", 12.5, True, "\uff11\uff12"])
+    def test_what_is_another_id_stays_another(self, value: object) -> None:
+        assert as_id(value) != "12"
+
+    @pytest.mark.parametrize("value", [None, float("nan"), "", " \n\t"])
+    def test_empty(self, value: object) -> None:
+        assert as_id(value) is None
+
+    @pytest.mark.parametrize("value", [float("inf"), Decimal("Infinity")])
+    def test_what_is_not_finite_has_an_id_all_the_same(self, value: object) -> None:
+        assert as_id(value) == str(value)
+
+
 class TestLoadRecords:
     def test_everything(self, tmp_path: Path) -> None:
         records = load_records(CONFIG, LABELS, source=str(write_csv(tmp_path / "a.csv")))
@@ -330,6 +352,13 @@ class TestLoadRecords:
         records = load_records(DataConfig(train=str(path), text=("t",), label="y", unit="u"), ("False", "True"))
         assert records.texts == (("1",), ("2.5",)) and records.labels.tolist() == [1, 0]
         assert records.unit_ids == ("7",)  # white space never makes two units of one patient
+
+    @pytest.mark.parametrize("spellings", [[12.0, 12, "12 "], ["Jose\u0301", "Jos\u00e9"]])
+    def test_one_id_in_several_spellings_is_one_unit(self, tmp_path: Path, spellings: list[object]) -> None:
+        path = write_lines(tmp_path / "a.jsonl", [{"t": "cough", "y": "flu", "u": value} for value in spellings])
+        config = DataConfig(train=str(path), text=("t",), label="y", unit="u")
+        assert load_records(config, LABELS).unit_count == 1
+        assert read_unit_ids(config) == (load_records(config, LABELS).unit_ids, 1)
 
     def test_unknown_label_names_column_and_row_only(self, tmp_path: Path) -> None:
         with pytest.raises(DataError) as caught:

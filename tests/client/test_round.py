@@ -7,16 +7,17 @@ from pathlib import Path
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from fedward_client.books.audit import NoAudit
-from fedward_client.policy import SitePolicy
+from fedward_client.books.audit import Audit, AuditLine, Kind, NoAudit
+from fedward_client.policy import Denied, SitePolicy
 from fedward_client.release import Gate
 from fedward_client.round import MemoryOutbox, Site
 from fedward_client.trainers import FixedTrainer
 from fedward_client.training import LocalTrainer
 from fedward_common.codec import decode_reply, encode_plan, new_key
-from fedward_common.errors import BadSignature, PrivacyError
+from fedward_common.errors import BadSignature, BudgetError, PrivacyError
 from fedward_common.privacy.grants import Budget
 from fedward_common.privacy.guarantee import Unit
+from fedward_common.privacy.journal import MemoryJournal
 from fedward_common.privacy.ledger import Ledger
 from fedward_common.privacy.randomness import SecureRandom, SeededRandom
 from fedward_common.round import Code, Refusal, Reply, Update
@@ -180,6 +181,40 @@ def test_too_few_units_and_too_large_a_delta_are_unavailable(tmp_path: Path) -> 
     assert hospital.population.ledgers["site-1"].grants() == ()
 
 
+def test_a_reason_that_is_too_long_is_cut_and_still_written(
+    hospital: Hospital, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    audit = Audit(MemoryJournal())
+    monkeypatch.setattr(hospital.site, "_audit", audit)
+    denied = Denied(code=Code.TERMS_NOT_ALLOWED, reason="why " * 1000)
+    monkeypatch.setattr(SitePolicy, "admit", lambda *arguments, **about: denied)
+    assert hospital.code(hospital.site.answer(plan_bytes(hospital.bench, OPERATOR))) is Code.TERMS_NOT_ALLOWED
+    (written,) = audit.lines()
+    assert (written.line.kind, written.line.code) == (Kind.REFUSAL, Code.TERMS_NOT_ALLOWED.value)
+    assert written.line.reason == denied.reason[:1000]
+
+
+class DeadTrail:
+    """An audit trail whose disk refused a write."""
+
+    def write(self, line: AuditLine) -> None:
+        self.check_usable()
+
+    def check_usable(self) -> None:
+        raise BudgetError("the audit is closed, or the disk refused a write of it", hint="mend the disk")
+
+
+def test_where_nothing_can_be_written_down_nothing_is_spent(
+    hospital: Hospital, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = hospital.population.ledgers["site-1"].export()
+    monkeypatch.setattr(hospital.site, "_audit", DeadTrail())
+    assert hospital.code(hospital.site.answer(plan_bytes(hospital.bench, OPERATOR))) is Code.UNAVAILABLE
+    assert hospital.population.ledgers["site-1"].export() == before
+    monkeypatch.undo()
+    assert isinstance(hospital.read(hospital.site.answer(plan_bytes(hospital.bench, OPERATOR))), Update)
+
+
 def a_site(bench: Workbench, randomness: SecureRandom | SeededRandom, *, waivers: frozenset[str]) -> Site:
     data = bench.data["site-1"]
     policy = SitePolicy(
@@ -200,7 +235,6 @@ def a_site(bench: Workbench, randomness: SecureRandom | SeededRandom, *, waivers
             )
         ),
         gate=Gate(key=key, nominal_units=30, max_update_bytes=2**20, ledger=ledger),
-        randomness=randomness,
         outbox=MemoryOutbox(),
         audit=NoAudit(),
     )

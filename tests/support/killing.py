@@ -18,10 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fedward_client.installation.folder import Folder
-from fedward_client.release import Gate
-from fedward_client.round import Site
+from fedward_client.installation.opening import site_for, trainers_for
 from fedward_client.trainers import SiteTrainers
-from fedward_common.privacy.randomness import SecureRandom
 from support.hospital import Hospital
 
 LENGTH = struct.Struct("<I")
@@ -64,17 +62,7 @@ class Warm:
 
         torch.set_num_threads(1)
         folder = Folder.open(hospital.root)
-        file, policy = folder.load_site(), folder.load_site().policy()
-        trainers = SiteTrainers(
-            columns=file.columns(folder.root),
-            labels=file.task.labels,
-            nominal_units=file.data.nominal_units,
-            models=folder.base_models(policy.base_fingerprints),
-            pooling=file.model.pooling,
-            max_tokens=file.model.max_tokens,
-            split_key=hospital.keys.units,
-            randomness=SecureRandom(),
-        )
+        trainers = trainers_for(folder, folder.load_site(), hospital.keys)
         warm = cls(hospital=hospital, trainers=trainers)
         warm.serve(warm.copy(scratch), plans, lambda reply: None)
         return warm
@@ -89,23 +77,8 @@ class Warm:
         """Open the books in a folder, answer the plans in order, and hand each reply over."""
         folder = Folder.open(root)
         file = folder.load_site()
-        policy = file.policy()
         with folder.lock(), folder.open_books(file, self.hospital.keys) as books:
-            site = Site(
-                policy=policy,
-                operator=file.operator(),
-                ledger=books.ledger,
-                trainers=self.trainers,
-                gate=Gate(
-                    key=self.hospital.keys.signing,
-                    nominal_units=file.data.nominal_units,
-                    max_update_bytes=policy.max_update_bytes,
-                    ledger=books.ledger,
-                ),
-                outbox=books.outbox,
-                audit=books.audit,
-                randomness=SecureRandom(),
-            )
+            site = site_for(file, self.hospital.keys, books, self.trainers)
             for plan in plans:
                 send(site.answer(plan))
 

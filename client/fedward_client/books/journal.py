@@ -1,6 +1,6 @@
 """A journal on disk: JSON lines, chained by hash, each signed by the site, and a signed head in a second file.
 
-    ledger.jsonl   {"at","body","digest","previous","sequence","signature"} a line, canonical JSON
+    ledger.jsonl   {"at","body","digest","nonce","previous","sequence","signature"} a line, canonical JSON
     ledger.head    two slots: how many entries, how many bytes, what they hash to; signed
 
 An entry is fsynced, then the head that knows it; only then is it given back. So after a crash at most one entry lies
@@ -41,6 +41,7 @@ from fedward_common.privacy.journal import Entry
 __all__ = ["DurableJournal", "head_path"]
 
 RESTORE = "restore a true copy from a backup, then reconcile it with the coordinators' records"
+NONCE_BYTES = 16
 READS = 5  # of a journal whose writer is at work between the reading of its two files
 
 
@@ -50,6 +51,7 @@ class DurableJournal:
     Guarantees:
       - What ``append`` gave back is found again after a crash at any instant, whole and in place.
       - A file that was truncated, edited, reordered, or signed by another site is refused.
+      - Every entry holds a fresh nonce, so that a head tells nothing of the entries behind it.
       - After a disk error nothing more is written until the journal is opened again.
     """
 
@@ -165,7 +167,7 @@ class DurableJournal:
         with self._lock, disk_errors(f"the {self._seal.name}"):
             self.check_usable()
             self._usable = False  # whatever is half written is for the next opening to judge
-            entry = Entry.after(self._last, body, now=self._clock())
+            entry = Entry.after(self._last, body, now=self._clock(), nonce=os.urandom(NONCE_BYTES).hex())
             data = Line(entry=entry, signature=self._seal.sign_entry(entry.digest)).to_bytes()
             self._files.write_at(self._descriptors[0], data, self._length)
             self._files.fsync(self._descriptors[0])

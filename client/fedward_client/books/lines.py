@@ -19,12 +19,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from fedward_client.books.seals import Seal, newest
+from fedward_common.canonical import canonical
 from fedward_common.errors import BudgetError
-from fedward_common.privacy.journal import Entry, canonical
+from fedward_common.privacy.journal import Entry
 
 __all__ = ["Content", "Line", "edited", "judged", "parsed_lines"]
 
-KEYS = {"at", "body", "digest", "previous", "sequence", "signature"}
+KEYS = {"at", "body", "digest", "nonce", "previous", "sequence", "signature"}
 RESTORE = "restore a true copy from a backup, then reconcile it with the coordinators' records"
 
 

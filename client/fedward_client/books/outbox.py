@@ -22,10 +22,10 @@ from pathlib import Path
 from typing import Any
 
 from fedward_client.books.files import Files, disk_errors
+from fedward_common.canonical import canonical
 from fedward_common.checks import hex_digest
 from fedward_common.errors import BudgetError, FedwardError, OutputError
 from fedward_common.privacy import checks
-from fedward_common.privacy.journal import canonical
 
 __all__ = ["Outbox"]
 

@@ -21,13 +21,13 @@ from typing import Any, Self
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
+from fedward_common.canonical import canonical
 from fedward_common.errors import BudgetError, FedwardError
 from fedward_common.privacy import checks
-from fedward_common.privacy.journal import canonical
 
 __all__ = ["SLOT_BYTES", "Head", "Newest", "Seal", "first_slots", "newest"]
 
-SCHEMA = 1
+SCHEMA = 2
 SLOT_BYTES = 512  # one sector: the smallest piece that a disk writes
 KEYS = ("content", "digest", "length", "schema", "sequence", "signature")
 ENTRY, HEAD = b"entry", b"head"

@@ -28,9 +28,9 @@ import numpy as np
 import numpy.typing as npt
 
 from fedward_client.books.files import Files, disk_errors
+from fedward_common.canonical import canonical
 from fedward_common.errors import BudgetError, FedwardError, PrivacyError
 from fedward_common.privacy import checks
-from fedward_common.privacy.journal import canonical
 from fedward_common.privacy.spending import Bears, Charge, History
 
 __all__ = ["UnitRegister", "unit_digests"]
@@ -115,6 +115,7 @@ class _Version:
         return _Version(digests=self.digests, cohorts=renumbered[self.cohorts], histories=tuple(kept))
 
     def to_bytes(self, key_check: str) -> bytes:
+        """The whole file; equal states give equal bytes."""
         header = canonical(
             {"histories": self.histories, "key_check": key_check, "schema": SCHEMA, "units": len(self.digests)}
         )
@@ -123,6 +124,11 @@ class _Version:
 
     @classmethod
     def from_bytes(cls, data: bytes, key_check: str) -> Self:
+        """The state of a file.
+
+        Raises:
+          BudgetError: it is damaged, of another version, or under another key.
+        """
         header, body = _header(data)
         if header["key_check"] != key_check:
             raise _other_key()

@@ -44,17 +44,19 @@ import fedward_client
 import fedward_common
 from fedward_client.certificates.claims import KIND, READING, SCHEMA, content_of, is_shown
 from fedward_client.certificates.commitment import commit, keep_nonce
-from fedward_client.installation.keys import public_key_text, read_public_key, write_new
+from fedward_client.installation.keys import public_key_text, read_public_key
+from fedward_common.canonical import canonical
 from fedward_common.codec import key_fingerprint
 from fedward_common.errors import BadSignature, BudgetError, FedwardError, MalformedMessage, PrivacyError
+from fedward_common.files import write_new
 from fedward_common.privacy import checks
 from fedward_common.privacy.facts import fact_of
 from fedward_common.privacy.guarantee import Unit
-from fedward_common.privacy.journal import Entry, canonical, linked
+from fedward_common.privacy.journal import Entry, linked
 
 __all__ = ["Subject", "Trust", "Verified", "make", "verify", "write"]
 
-PURPOSE = b"fedward/certificate/1\x00"
+PURPOSE = b"fedward/certificate/%d\x00" % SCHEMA
 LARGEST_FILE = 32 * 2**20
 FOUR_DIGITS = 1e-4
 
@@ -155,7 +157,7 @@ def make(
       rows: all entries of the ledger, as ``Ledger.export`` or ``DurableJournal.read`` gives them.
       subject: the run, and what the site states about it.
       key: the site's signing key.
-      units: keyed digests of the units that bear the run; None where the data source as a whole bears it.
+      units: keyed digests of the units that bear the run, perhaps of none; None where the data source as a whole does.
       nonce: of ``new_nonce``, for this certificate alone.
       at: seconds since the epoch.
 
@@ -298,11 +300,11 @@ def _recomputed(content: Mapping[str, Any]) -> dict[str, Any]:
 def _shown(rows: Sequence[Any], ledger: Mapping[str, Any]) -> list[Entry]:
     """The entries, each with the digest of its content, linked where one follows the other, up to the head."""
     entries = [Entry(**checks.table(row, Entry.__slots__, where="a ledger entry")) for row in rows]
-    ends = [*entries, Entry(sequence=ledger["sequence"] + 1, previous=ledger["head"], at=math.inf, body={}, digest="")]
+    beyond = {"sequence": ledger["sequence"] + 1, "previous": ledger["head"], "at": math.inf}
+    ends = [*entries, Entry(body={}, nonce="", digest="", **beyond)]
     holds = bool(entries) and entries[0].sequence == 1 and not entries[0].previous
     for entry, after in zip(entries, ends[1:], strict=True):
-        content = {"at": entry.at, "body": entry.body, "previous": entry.previous, "sequence": entry.sequence}
-        holds &= hashlib.sha256(canonical(content)).hexdigest() == entry.digest and is_shown(fact_of(entry.body))
+        holds &= entry.content_digest == entry.digest and is_shown(fact_of(entry.body))
         follows = after.previous == entry.digest
         holds &= entry.at <= after.at and (after.sequence > entry.sequence + 1 or follows)
         holds &= after.sequence > entry.sequence

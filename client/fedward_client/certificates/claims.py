@@ -28,7 +28,7 @@ from fedward_common.privacy.mechanism import PrivateMetric, PrivateSum
 
 __all__ = ["KIND", "READING", "SCHEMA", "Basis", "content_of", "is_shown"]
 
-SCHEMA = 1
+SCHEMA = 2
 KIND = "fedward certificate"
 
 NOISE: Final = {
@@ -76,6 +76,7 @@ class _Books:
 
     @classmethod
     def of(cls, facts: Sequence[Fact]) -> Self:
+        """Those of some facts, which begin with the budget."""
         if not facts or not isinstance(facts[0], Opened):
             raise BudgetError("the ledger does not begin with its budget", hint="restore a true copy")
         heard = [fact for fact in facts if isinstance(fact, Reconciled)]
@@ -87,6 +88,7 @@ class _Books:
 
     @property
     def grants(self) -> tuple[Grant, ...]:
+        """Every grant that counts, also those that only a witness knew."""
         return (*(fact.grant for fact in self.granted), *self.witnessed)
 
 

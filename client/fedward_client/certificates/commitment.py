@@ -18,9 +18,9 @@ import secrets
 from collections.abc import Iterable
 from pathlib import Path
 
-from fedward_client.installation.keys import make_private_folder, write_new
+from fedward_common.canonical import canonical
 from fedward_common.errors import MalformedMessage, OutputError, PrivacyError
-from fedward_common.privacy.journal import canonical
+from fedward_common.files import make_private_folder, write_new
 
 __all__ = ["check_commitment", "commit", "keep_nonce", "new_nonce", "open_commitment"]
 
@@ -40,16 +40,17 @@ def commit(units: Iterable[bytes], *, nonce: bytes) -> str:
 
     Guarantees:
       - The order of the digests and repetitions change nothing; any other digest does.
-      - Without the nonce it says nothing about the units, nor how many they are.
+      - Without the nonce it says nothing about the units, nor how many they are, also where there are none: a run whose
+        cost no unit could bear commits as any other.
 
     Raises:
-      PrivacyError: the nonce has another length, there is no digest, or they are of unlike lengths.
+      PrivacyError: the nonce has another length, or the digests are of unlike lengths.
     """
     if len(nonce) != NONCE_BYTES:
         raise PrivacyError(f"a nonce of {len(nonce)} bytes", hint="take one from new_nonce()")
     digests = sorted(set(units))
-    if not digests or len(set(map(len, digests))) != 1:
-        raise PrivacyError("no unit digests, or of unlike lengths", hint="give those of the register of units")
+    if len(set(map(len, digests))) > 1:
+        raise PrivacyError("unit digests of unlike lengths", hint="give those of the register of units")
     whole = hashlib.sha256(PURPOSE + nonce + len(digests).to_bytes(8, "little"))
     whole.update(b"".join(digests))
     return whole.hexdigest()

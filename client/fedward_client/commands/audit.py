@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from fedward_client.books.audit import Written
-from fedward_client.commands.ledger import stamp
-from fedward_client.commands.report import Report, counted, rows
 from fedward_client.installation.folder import Folder
-from fedward_client.installation.keys import public_key_text, write_new
+from fedward_client.installation.keys import public_key_text
+from fedward_common.canonical import canonical
+from fedward_common.files import write_new
+from fedward_common.report import Report, brief, counted, rows, stamp
 
 __all__ = ["export", "show", "verify"]
 
 SHOWN_LINES = 50
-SHOWN_DIGITS = 12
 EXPORT_SCHEMA = 1
 
 
@@ -74,8 +73,7 @@ def export(folder: Folder, target: Path) -> Report:
         "rotations": [rotation.to_json() for rotation in keys.rotations],
         "schema": EXPORT_SCHEMA,
     }
-    text = "".join(json.dumps(row, sort_keys=True, separators=(",", ":")) + "\n" for row in (head, *books.audit_rows))
-    write_new(target, text.encode("ascii"))
+    write_new(target, b"".join(canonical(row) + b"\n" for row in (head, *books.audit_rows)))
     facts = {"command": "audit export", "file": str(target), "lines": len(books.audit_rows)}
     note = "it says why each plan was refused: show it to an auditor, not to the coordinator"
     return Report(facts=facts, lines=(f"wrote {counted(len(books.audit_rows), 'line', 'lines')} to {target}", note))
@@ -85,7 +83,7 @@ def _line(written: Written) -> str:
     line, entry = written.line, written.entry
     round_ = f"round {line.round}" if line.round else ""
     size = f"{line.size} bytes" if line.size else ""
-    parts = (f"{entry.sequence:>6}", stamp(entry.at), line.kind.value, line.run_id[:SHOWN_DIGITS], round_, size)
+    parts = (f"{entry.sequence:>6}", stamp(entry.at), line.kind.value, brief(line.run_id), round_, size)
     return "  ".join(part for part in (*parts, line.code, line.reason) if part)
 
 

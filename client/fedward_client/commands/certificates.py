@@ -12,15 +12,14 @@ from fedward_client.books.audit import AuditLine, Kind, Written
 from fedward_client.certificates.certificate import Subject, Trust, Verified, make, verify, write
 from fedward_client.certificates.commitment import new_nonce
 from fedward_client.commands.ledger import find_run
-from fedward_client.commands.report import Report, counted, rows
 from fedward_client.installation.folder import Folder
 from fedward_client.installation.keys import read_public_key
 from fedward_common.checks import hex_digest
 from fedward_common.errors import DataError, OutputError
+from fedward_common.report import Report, brief, counted, rows
 
 __all__ = ["certify", "verify_file"]
 
-SHOWN_DIGITS = 12
 LARGEST_FILE = 64 * 2**20
 
 
@@ -42,7 +41,7 @@ def certify(folder: Folder, run: str, target: Path | None, *, adapter: str = "")
     site, keys = folder.load_site(), folder.load_keys()
     books = folder.read_books(keys)
     run_id = find_run(books.ledger, run)
-    target = target or Path(f"certificate-{run_id[:SHOWN_DIGITS]}.json")
+    target = target or Path(f"certificate-{brief(run_id)}.json")
     if os.path.lexists(target) or not target.parent.is_dir():  # before the nonce of a certificate that cannot be
         what = "exists and is never overwritten" if os.path.lexists(target) else "lies in no folder"
         raise OutputError(f"{target} {what}", hint="give another --out")

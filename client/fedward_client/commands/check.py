@@ -12,7 +12,6 @@ from typing import Any
 
 from fedward_client.commands.init import budget_line
 from fedward_client.commands.machine import Weakness, weaknesses
-from fedward_client.commands.report import Report, counted, rows
 from fedward_client.commands.survey import Survey, survey
 from fedward_client.installation.folder import Folder, check_budget
 from fedward_client.installation.hardening import without_core_dumps
@@ -20,6 +19,7 @@ from fedward_client.installation.keys import SiteKeys
 from fedward_client.installation.site_file import SiteFile
 from fedward_common.codec import key_fingerprint
 from fedward_common.errors import DataError, FedwardError
+from fedward_common.report import Report, counted, rows
 
 __all__ = ["check"]
 

@@ -18,7 +18,6 @@ import numpy as np
 
 from fedward_client.commands.ledger import load_run
 from fedward_client.commands.models import source_of
-from fedward_client.commands.report import Report, counted, rows
 from fedward_client.commands.weights import Shapes, read_shapes, spec_for
 from fedward_client.installation.folder import Folder
 from fedward_client.installation.site_file import SiteFile
@@ -30,6 +29,7 @@ from fedward_common.errors import BudgetError, ModelError, PrivacyError
 from fedward_common.privacy.grants import Quote
 from fedward_common.privacy.guarantee import Guarantee, PrivacyTerms
 from fedward_common.privacy.mechanism import MetricSums
+from fedward_common.report import Report, counted, rows
 from fedward_common.round import NO_PLAN, Code, RoundPlan, Training, Update
 
 __all__ = ["forecast"]

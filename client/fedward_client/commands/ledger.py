@@ -8,17 +8,15 @@ from __future__ import annotations
 
 import json
 import math
-import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from fedward_client.books.audit import Kind
 from fedward_client.commands.init import budget_line
-from fedward_client.commands.report import Report, counted, rows
 from fedward_client.installation.folder import Folder
-from fedward_client.installation.shelf import BooksRead
+from fedward_client.installation.shelf import BooksRead, lines_beyond
 from fedward_common.checks import hex_digest
 from fedward_common.codec import key_fingerprint
 from fedward_common.config import RunConfig
@@ -28,11 +26,11 @@ from fedward_common.privacy.facts import Granted, Reconciled, fact_of
 from fedward_common.privacy.grants import Budget, Grant, Quote
 from fedward_common.privacy.guarantee import MetricTerms, PrivacyTerms, StageTerms, Unit
 from fedward_common.privacy.ledger import LIFETIME, Ledger
+from fedward_common.report import Report, brief, counted, rows, stamp
 
-__all__ = ["clear", "find_run", "forecast_life", "head", "load_run", "reconcile", "show", "stamp", "verify"]
+__all__ = ["clear", "find_run", "forecast_life", "head", "load_run", "reconcile", "show", "verify"]
 
 MOST_RUNS = 1000
-SHOWN_DIGITS = 12
 WITNESS = "ask the operator for the witness.json of the run"
 WITNESS_SCHEMA = 1
 
@@ -49,7 +47,7 @@ def show(folder: Folder) -> Report:
     grants += [_grant_facts(grant, ledger, "counted for a witness") for grant in witnessed.grants]
     spent = _spent(ledger)
     table = [
-        f"{one['run_id'][:SHOWN_DIGITS]}  epsilon {one['epsilon']:.4g} at delta {one['delta']:g}  "
+        f"{brief(one['run_id'])}  epsilon {one['epsilon']:.4g} at delta {one['delta']:g}  "
         f"{one['steps']} of {one['granted']} noisy sums  {one['state']}"
         for one in grants
     ]
@@ -77,14 +75,17 @@ def show(folder: Folder) -> Report:
 def verify(folder: Folder) -> Report:
     """Check every signature, link, budget and number of both journals, and that they tell the same story."""
     books = folder.read_books(folder.load_keys())
-    strange = tuple(_strange_lines(books))
     ledger = books.ledger
+    strange = [
+        f"audit line {written.entry.sequence} names a ledger head that the ledger never had"
+        for written in lines_beyond(ledger, books.audit)
+    ]
     facts = {
         "audit_lines": len(books.audit),
         "command": "ledger verify",
         "entries": ledger.sequence,
         "head": ledger.head,
-        "problems": list(strange),
+        "problems": strange,
     }
     ours, theirs = counted(ledger.sequence, "entry", "entries"), counted(len(books.audit), "audit line", "audit lines")
     holds = f"{ours} and {theirs}, each signed by this site and chained"
@@ -141,8 +142,8 @@ def clear(folder: Folder, run: str) -> Report:
     with folder.lock(), folder.open_books(site, keys) as books:
         run_id = find_run(books.ledger, run)
         if run_id not in books.ledger.held():
-            shown = ", ".join(known[:SHOWN_DIGITS] for known in books.ledger.held()) or "none"
-            raise BudgetError(f"run {run_id[:SHOWN_DIGITS]} is not held at this site", hint=f"held runs: {shown}")
+            shown = ", ".join(brief(known) for known in books.ledger.held()) or "none"
+            raise BudgetError(f"run {brief(run_id)} is not held at this site", hint=f"held runs: {shown}")
         books.note(Kind.CLEAR, run_id=run_id, reason="the site's operator is about to clear the run")
         books.ledger.clear(run_id)
     facts = {"command": "clear", "run_id": run_id}
@@ -168,8 +169,8 @@ def reconcile(folder: Folder, witness: Path) -> Report:
     with folder.lock(), folder.open_books(site, keys) as books:
         before = books.ledger.sequence
         books.note(Kind.RECONCILE, run_id=grants[0][0], reason="a witness of this run is about to be heard")
-        own = [written.line.ledger_head for written in books.audit.lines() if written.line.ledger_head]
-        added = books.ledger.reconcile(grants, [*heads, *own])  # the audit log may know more than a ledger set back
+        lost = lines_beyond(books.ledger, books.audit.lines())  # the audit log may know more than a ledger set back
+        added = books.ledger.reconcile(grants, [*heads, *(written.line.ledger_head for written in lost)])
         changed = books.ledger.sequence > before
         spent = _spent(books.ledger)
     facts = {"added": list(added), "changed": changed, "command": "ledger reconcile", "spent_epsilon": spent}
@@ -242,21 +243,10 @@ def _witnessed(books: BooksRead) -> _Witnessed:
     return _Witnessed(grants=tuple(grants), closed=frozenset(closed))
 
 
-def _strange_lines(books: BooksRead) -> Iterator[str]:
-    for written in books.audit:
-        if written.line.ledger_head and not books.ledger.knows(written.line.ledger_head):
-            yield f"audit line {written.entry.sequence} names a ledger head that the ledger never had"
-
-
 def _entry_line(row: Mapping[str, Any]) -> str:
     body = row["body"]
-    about = " ".join(str(body[key])[:SHOWN_DIGITS] for key in ("run_id", "plan_id", "outcome") if key in body)
+    about = " ".join(brief(str(body[key])) for key in ("run_id", "plan_id", "outcome") if key in body)
     return f"{row['sequence']:>6}  {stamp(row['at'])}  {body.get('entry')}  {about}"
-
-
-def stamp(at: float) -> str:
-    """A time for people, in UTC."""
-    return time.strftime("%Y-%m-%d %H:%M:%SZ", time.gmtime(at))
 
 
 def _up(epsilon: float) -> float:

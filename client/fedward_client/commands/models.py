@@ -12,11 +12,11 @@ import secrets
 import shutil
 from pathlib import Path
 
-from fedward_client.commands.report import Report, rows
 from fedward_client.installation.folder import Folder
-from fedward_client.installation.keys import write_new
 from fedward_common.config import ModelConfig, Pooling
 from fedward_common.errors import ConfigError, ModelError, OutputError
+from fedward_common.files import sync_file, sync_folder, write_new
+from fedward_common.report import Report, rows
 
 __all__ = ["fetch_model", "source_of"]
 
@@ -93,16 +93,16 @@ def _locate(source: str) -> Path:
 
 
 def _copy(origin: Path, draft: Path, pooling: Pooling) -> str:
-    from fedward_common.modeling.base import _tokenizer_files, _weights, fingerprint
+    from fedward_common.modeling.base import fingerprint, model_files
 
     expected = fingerprint(origin, pooling=pooling)
     draft.mkdir(mode=0o700)
-    for file in (*_weights(origin), origin / "config.json", *_tokenizer_files(origin)):
+    for file in model_files(origin):
         if file.suffix == ".safetensors":
             _check_safetensors(file)
         shutil.copyfile(file, draft / file.name)
-        _sync(draft / file.name)
-    _sync(draft)
+        sync_file(draft / file.name)
+    sync_folder(draft)
     try:
         same = fingerprint(draft, pooling=pooling) == expected
     except ModelError:
@@ -126,14 +126,6 @@ def _note_source(folder: Folder, identity: str, source: str, pooling: Pooling) -
     note = folder.models / f"{identity}.json"
     note.unlink(missing_ok=True)
     write_new(note, json.dumps({"pooling": str(pooling), "schema": 1, "source": source}).encode() + b"\n")
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _lines(identity: str, source: str, *, new: bool, listed: bool, pooling: Pooling) -> tuple[str, ...]:

@@ -7,13 +7,12 @@ stays at the site. A problem names row and column, never what stands there.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from fedward_client.installation.site_file import SiteFile
-from fedward_client.tables import as_text, read_table
+from fedward_client.tables import as_id, as_text, read_table
 from fedward_common.errors import DataError
 
 __all__ = ["RowProblem", "Survey", "survey"]
@@ -60,15 +59,15 @@ def survey(site: SiteFile, folder: Path) -> Survey:
     columns = site.columns(folder)
     wanted = (*columns.text, columns.label, *((columns.unit,) if columns.unit else ()))
     table = read_table(str(source), columns=tuple(dict.fromkeys(wanted)))
-    texts = {name: [_text(value) for value in table[name]] for name in table}
+    texts = {name: [_text(value, as_text) for value in table[name]] for name in table}
     rows = len(texts[columns.label])
-    ids = texts[columns.unit] if columns.unit else [str(row) for row in range(rows)]
-    units = Counter(value.strip() for value in ids if isinstance(value, str))
+    ids = [_text(value, as_id) for value in table[columns.unit]] if columns.unit else [str(row) for row in range(rows)]
+    units = Counter(value for value in ids if isinstance(value, str))
     return Survey(
         records=rows,
         units=len(units),
         largest_unit=max(units.values(), default=0),
-        problems=tuple(sorted((*_cells(texts), *_labels(site, texts), *_repeated(site, texts)))),
+        problems=tuple(sorted((*_cells(texts), *_labels(site, texts), *_repeated(site, ids)))),
     )
 
 
@@ -79,9 +78,9 @@ class _Nested:
 _Cell = str | None | _Nested
 
 
-def _text(value: Any) -> _Cell:
+def _text(value: object, read: Callable[[object], str | None]) -> _Cell:
     try:
-        return as_text(value)
+        return read(value)
     except TypeError:
         return _Nested()
 
@@ -103,11 +102,11 @@ def _labels(site: SiteFile, texts: Mapping[str, Sequence[_Cell]]) -> Iterator[Ro
             yield RowProblem(row=row, column=site.data.label, what=what)
 
 
-def _repeated(site: SiteFile, texts: Mapping[str, Sequence[_Cell]]) -> Iterator[RowProblem]:
+def _repeated(site: SiteFile, ids: Sequence[_Cell]) -> Iterator[RowProblem]:
     seen: set[str] = set()
     column = site.data.record_id
-    for row, value in enumerate(texts[column], start=1) if column else ():
+    for row, value in enumerate(ids, start=1) if column else ():
         if isinstance(value, str):
-            if value.strip() in seen:
+            if value in seen:
                 yield RowProblem(row=row, column=str(column), what="repeats an id of an earlier row")
-            seen.add(value.strip())
+            seen.add(value)

@@ -11,11 +11,12 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from fedward_client.commands.report import Report, rows
 from fedward_client.installation.folder import Folder
-from fedward_client.installation.keys import SiteKeys, public_key_text, rotate_signing_key, sync_folder, write_new
+from fedward_client.installation.keys import SiteKeys, public_key_text, rotate_signing_key
 from fedward_client.installation.site_file import SiteFile
 from fedward_common.errors import OutputError
+from fedward_common.files import sync_file, sync_folder, write_new
+from fedward_common.report import Report, rows
 
 __all__ = ["backup", "rotate_keys"]
 
@@ -120,11 +121,7 @@ def _copy(folder: Folder, draft: Path, *, with_keys: bool) -> None:
         shutil.copytree(source, draft / source.name, symlinks=True)
     for path in _files(draft):
         path.chmod(0o600)
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        sync_file(path)
     for inner in sorted(path for path in draft.rglob("*") if path.is_dir()):
         inner.chmod(0o700)
         sync_folder(inner)

@@ -30,17 +30,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
-from fedward_client.installation.keys import (
-    SiteKeys,
-    create_keys,
-    load_keys,
-    make_private_folder,
-    sync_folder,
-    write_new,
-)
+from fedward_client.installation.keys import SiteKeys, create_keys, load_keys
 from fedward_client.installation.site_file import SiteFile, template
 from fedward_common.codec import key_fingerprint
 from fedward_common.errors import BudgetError, ConfigError, OutputError, PrivacyError
+from fedward_common.files import make_private_folder, sync_folder, write_new
 
 if TYPE_CHECKING:
     from fedward_client.installation.shelf import Books, BooksRead
@@ -62,8 +56,13 @@ class Folder:
     root: Path
 
     @classmethod
-    def create(cls, root: Path, *, name: str) -> Self:
+    def create(cls, root: Path, *, name: str, operator: str | None = None) -> Self:
         """Make whatever is missing: the folder, a commented site file, the keys. What exists is left as it is.
+
+        Args:
+          root: the folder.
+          name: of the site, in a new site file.
+          operator: the public key of the operator, in a new site file; to be filled in by hand otherwise.
 
         Raises:
           OutputError: the folder holds something else, or cannot be written.
@@ -72,7 +71,7 @@ class Folder:
         folder = cls(root)
         folder._claim()
         if not folder.site_file.exists():
-            write_new(folder.site_file, template(name).encode())
+            write_new(folder.site_file, template(name, operator=operator).encode())
         make_private_folder(folder.models)
         if folder.has_books or folder._mark.exists():
             load_keys(folder.keys)  # a lost key must be restored: a new one would disown what the books hold

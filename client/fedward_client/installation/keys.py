@@ -37,21 +37,20 @@ from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
+from fedward_common.canonical import canonical
 from fedward_common.codec import key_fingerprint, new_key
-from fedward_common.errors import ConfigError, OutputError, PrivacyError
+from fedward_common.errors import ConfigError, PrivacyError
+from fedward_common.files import make_private_folder, replace_file, rewrite, write_new
 
 __all__ = [
     "Rotation",
     "SiteKeys",
     "create_keys",
     "load_keys",
-    "make_private_folder",
     "missing_keys",
     "public_key_text",
     "read_public_key",
     "rotate_signing_key",
-    "sync_folder",
-    "write_new",
 ]
 
 SIGNING, PUBLIC, UNITS, ROTATIONS = "signing.key", "signing.pub", "units.key", "rotations.jsonl"
@@ -258,22 +257,22 @@ def rotate_signing_key(folder: Path) -> tuple[SiteKeys, Rotation]:
         _state(folder / ROTATIONS, [*stated, pending])
     elif not _same(pending.new, fresh.public_key()):
         raise PrivacyError("an interrupted rotation cannot be finished", hint="restore keys/ from a backup")
-    _replace(folder / NEXT, folder / SIGNING)
+    replace_file(folder / NEXT, folder / SIGNING)
     _publish(folder, fresh.public_key())
     return load_keys(folder), pending
 
 
 def _publish(folder: Path, key: Ed25519PublicKey) -> None:
-    _rewrite(folder / PUBLIC, public_key_text(key).encode() + b"\n")
+    rewrite(folder / PUBLIC, public_key_text(key).encode() + b"\n")
 
 
 def _state(path: Path, rotations: Iterable[Rotation]) -> None:
-    _rewrite(path, b"".join(json.dumps(r.to_json(), sort_keys=True).encode() + b"\n" for r in rotations))
+    rewrite(path, b"".join(json.dumps(r.to_json(), sort_keys=True).encode() + b"\n" for r in rotations))
 
 
 def _message(old: Ed25519PublicKey, new: Ed25519PublicKey, at: float) -> bytes:
     content = {"at": at, "new": public_key_text(new), "old": public_key_text(old), "schema": SCHEMA}
-    return PURPOSE + json.dumps(content, sort_keys=True, separators=(",", ":")).encode()
+    return PURPOSE + canonical(content)
 
 
 def _check_chain(rotations: tuple[Rotation, ...], current: Ed25519PublicKey) -> None:
@@ -293,70 +292,7 @@ def _same(a: Ed25519PublicKey, b: Ed25519PublicKey) -> bool:
     return public_key_text(a) == public_key_text(b)
 
 
-# ---- files -------------------------------------------------------------------------
-def make_private_folder(folder: Path) -> None:
-    """Make a folder with mode 0700; one that exists is left as it is.
-
-    Raises:
-      OutputError: it cannot be made.
-    """
-    try:
-        folder.mkdir(mode=0o700, exist_ok=True)
-    except OSError as error:
-        raise _unwritable(folder, error) from None
-
-
-def write_new(path: Path, content: bytes) -> None:
-    """Write a file that must not exist: whole or absent, mode 0600, on disk when this returns.
-
-    Raises:
-      OutputError: it exists, or cannot be written.
-    """
-    draft = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
-    try:
-        descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
-        try:
-            with os.fdopen(descriptor, "wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            os.link(draft, path, follow_symlinks=False)  # unlike a rename, a link never replaces what is there
-        finally:
-            draft.unlink(missing_ok=True)
-        sync_folder(path.parent)
-    except FileExistsError:
-        raise OutputError(f"{path} exists and is never overwritten", hint="move it aside yourself") from None
-    except OSError as error:
-        raise _unwritable(path, error) from None
-
-
-def _rewrite(path: Path, content: bytes) -> None:
-    draft = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
-    write_new(draft, content)
-    _replace(draft, path)
-
-
-def _replace(source: Path, target: Path) -> None:
-    try:
-        os.replace(source, target)
-        sync_folder(target.parent)
-    except OSError as error:
-        raise _unwritable(target, error) from None
-
-
-def sync_folder(folder: Path) -> None:
-    """Return once every name made, changed or removed in the folder is on disk."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _unwritable(path: Path, error: OSError) -> OutputError:
-    return OutputError(f"cannot write {path}: {error.strerror}", hint="check the disk and who owns the folder")
-
-
+# ---- reading files -----------------------------------------------------------------
 def _read_secret(path: Path, *, lost: str) -> bytes:
     try:
         with path.open("rb") as file:

@@ -13,15 +13,17 @@ from pathlib import Path
 
 from fedward_client.installation.folder import Folder
 from fedward_client.installation.hardening import without_core_dumps
-from fedward_client.installation.keys import make_private_folder
-from fedward_client.installation.shelf import Books
+from fedward_client.installation.keys import SiteKeys
+from fedward_client.installation.shelf import Books, lines_beyond
+from fedward_client.installation.site_file import SiteFile
 from fedward_client.release import Gate
 from fedward_client.round import Site
-from fedward_client.trainers import SiteTrainers
+from fedward_client.trainers import SiteTrainers, Trainers
 from fedward_common.errors import BudgetError
+from fedward_common.files import make_private_folder
 from fedward_common.privacy.randomness import SecureRandom
 
-__all__ = ["check_books_agree", "open_site"]
+__all__ = ["check_books_agree", "open_site", "site_for", "trainers_for"]
 
 SCRATCH = "scratch"
 
@@ -46,40 +48,48 @@ def open_site(root: Path) -> Iterator[Site]:
     folder = Folder.open(root)
     file = folder.load_site()
     keys = folder.load_keys()
-    policy = file.policy()
     with folder.lock(), _scratch(folder.root / SCRATCH), folder.open_books(file, keys) as books:
         check_books_agree(books)
-        randomness = SecureRandom()
-        trainers = SiteTrainers(
-            columns=file.columns(folder.root),
-            labels=file.task.labels,
-            nominal_units=file.data.nominal_units,
-            models=folder.base_models(policy.base_fingerprints),
-            pooling=file.model.pooling,
-            max_tokens=file.model.max_tokens,
-            split_key=keys.units,
-            randomness=randomness,
-        )
-        gate = Gate(
-            key=keys.signing,
-            nominal_units=file.data.nominal_units,
-            max_update_bytes=policy.max_update_bytes,
-            ledger=books.ledger,
-        )
-        site = Site(
-            policy=policy,
-            operator=file.operator(),
-            ledger=books.ledger,
-            trainers=trainers,
-            gate=gate,
-            outbox=books.outbox,
-            audit=books.audit,
-            randomness=randomness,
-        )
+        trainers = trainers_for(folder, file, keys)
+        site = site_for(file, keys, books, trainers)
         try:
             yield site
         finally:
             trainers.close()
+
+
+def trainers_for(folder: Folder, file: SiteFile, keys: SiteKeys) -> SiteTrainers:
+    """The models that lie in a site's folder and the data that its site file names; nothing is read yet."""
+    return SiteTrainers(
+        columns=file.columns(folder.root),
+        labels=file.task.labels,
+        nominal_units=file.data.nominal_units,
+        models=folder.base_models(file.policy().base_fingerprints),
+        pooling=file.model.pooling,
+        max_tokens=file.model.max_tokens,
+        split_key=keys.units,
+        randomness=SecureRandom(),
+    )
+
+
+def site_for(file: SiteFile, keys: SiteKeys, books: Books, trainers: Trainers) -> Site:
+    """The site whose site file, keys and open books these are."""
+    policy = file.policy()
+    gate = Gate(
+        key=keys.signing,
+        nominal_units=file.data.nominal_units,
+        max_update_bytes=policy.max_update_bytes,
+        ledger=books.ledger,
+    )
+    return Site(
+        policy=policy,
+        operator=file.operator(),
+        ledger=books.ledger,
+        trainers=trainers,
+        gate=gate,
+        outbox=books.outbox,
+        audit=books.audit,
+    )
 
 
 @contextmanager
@@ -99,15 +109,11 @@ def _scratch(place: Path) -> Iterator[None]:
 def check_books_agree(books: Books) -> None:
     """Refuse a ledger that is older than the audit log beside it.
 
-    Every audit line names the ledger's head, which was on disk before the line was written. So a head that the ledger
-    does not know means that it was set back, or cut off by whoever holds an earlier key.
-
     Raises:
-      BudgetError: it was.
+      BudgetError: it is.
     """
-    for written in books.audit.lines():
-        if written.line.ledger_head and not books.ledger.knows(written.line.ledger_head):
-            raise BudgetError(
-                "the audit log knows of ledger entries that the ledger does not: the ledger was set back",
-                hint="restore both together, or count what the coordinators know: fedward-client ledger reconcile",
-            )
+    if lines_beyond(books.ledger, books.audit.lines()):
+        raise BudgetError(
+            "the audit log knows of ledger entries that the ledger does not: the ledger was set back",
+            hint="restore both together, or count what the coordinators know: fedward-client ledger reconcile",
+        )

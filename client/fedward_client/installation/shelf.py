@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,11 +21,12 @@ from fedward_client.books.outbox import Outbox
 from fedward_client.books.units import UnitRegister
 from fedward_client.installation.keys import SiteKeys
 from fedward_common.errors import BudgetError
+from fedward_common.privacy.facts import Bearer, Granted, fact_of
 from fedward_common.privacy.grants import Budget
 from fedward_common.privacy.journal import Entry, MemoryJournal
 from fedward_common.privacy.ledger import Ledger
 
-__all__ = ["Books", "BooksRead", "make_books", "open_books", "read_books"]
+__all__ = ["Books", "BooksRead", "lines_beyond", "make_books", "open_books", "read_books"]
 
 LEDGER, AUDIT, UNITS, OUTBOX = "ledger.jsonl", "audit.jsonl", "units", "outbox"
 READS = 20  # while a trainer replaces the register between the reading of two books
@@ -61,8 +62,10 @@ class BooksRead:
     register: UnitRegister
 
     def bearers(self, run_id: str) -> tuple[bytes, ...] | None:
-        """The keyed digests of the units that bear a run; None where the data source as a whole bears it."""
-        return self.register.bearers(run_id) or None
+        """The keyed digests of the units that bear a run, perhaps none at all; None where the whole source does."""
+        grants = [fact for row in self.ledger_rows if isinstance(fact := fact_of(row["body"]), Granted)]
+        borne_by_units = {fact.grant.run_id for fact in grants if fact.bearer is Bearer.UNITS}
+        return self.register.bearers(run_id) if run_id in borne_by_units else None
 
 
 def make_books(folder: Path, budget: Budget, keys: SiteKeys) -> None:
@@ -115,6 +118,15 @@ def read_books(folder: Path, keys: SiteKeys) -> BooksRead:
         except BudgetError:
             time.sleep(0.01)
     return _read(folder, keys)
+
+
+def lines_beyond(ledger: Ledger, lines: Sequence[Written]) -> tuple[Written, ...]:
+    """The audit lines that name a ledger head which this ledger never had.
+
+    Every line names the head that was on disk before the line was written. So one such line means that the ledger was
+    set back, or cut off by whoever holds an earlier key.
+    """
+    return tuple(each for each in lines if each.line.ledger_head and not ledger.knows(each.line.ledger_head))
 
 
 def _read(folder: Path, keys: SiteKeys) -> BooksRead:

@@ -33,13 +33,13 @@ Example:
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Self
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from pydantic import (
@@ -55,13 +55,23 @@ from pydantic import (
 
 from fedward_client.installation.keys import read_public_key
 from fedward_client.policy import Hours, SitePolicy
+from fedward_common.canonical import canonical
 from fedward_common.config import DataConfig, Method, Pooling, TaskConfig
 from fedward_common.errors import ConfigError, FedwardError
-from fedward_common.privacy.grants import Budget
+from fedward_common.privacy.grants import Budget, Filter
 from fedward_common.privacy.guarantee import Unit
 from fedward_common.strict import Name, Positive, Rate, Section, explain
 
-__all__ = ["CoordinatorTable", "DataTable", "ModelTable", "PolicyTable", "SiteFile", "template"]
+__all__ = [
+    "CoordinatorTable",
+    "DataTable",
+    "ModelTable",
+    "NetworkTable",
+    "PolicyTable",
+    "ReleaseAt",
+    "SiteFile",
+    "template",
+]
 
 SCHEMA = 1
 DOCS = "docs/site-file.md lists every key with its range"
@@ -119,7 +129,7 @@ class PolicyTable(Section):
     run_delta: Delta
     life_epsilon: Positive
     life_delta: Delta
-    filter: Literal["sum", "rdp"] = "sum"
+    filter: Filter = Filter.SUM
     rdp_order: Annotated[StrictInt, Field(ge=2, le=512)] | None = None
     max_steps: Annotated[StrictInt, Field(ge=1, le=100_000)] = 10_000
     max_sampling_rate: Rate = 1.0
@@ -153,7 +163,7 @@ class PolicyTable(Section):
     def _numbers_agree(self) -> Self:
         if self.run_epsilon > self.life_epsilon or self.run_delta > self.life_delta:
             raise ValueError("allows one run more than the data's whole life; lower run_* or raise life_*")
-        if (self.filter == "rdp") != (self.rdp_order is not None):
+        if (self.filter is Filter.RENYI) != (self.rdp_order is not None):
             raise ValueError('rdp_order goes with filter = "rdp", and only with it')
         with _as_value_error():
             self.budget()
@@ -186,6 +196,24 @@ class CoordinatorTable(Section):
         return text
 
 
+class ReleaseAt(StrEnum):
+    """When a finished reply is handed to the courier."""
+
+    SLOT = "slot"
+    """Whole slots after its plan came: the time of a reply then says nothing finer than a slot."""
+
+    READY = "ready"
+    """At once: the time of a reply tracks the batch."""
+
+
+class NetworkTable(Section):
+    """``[network]``: how the process that sees data hands its replies to the courier."""
+
+    release_at: ReleaseAt = ReleaseAt.SLOT
+    slot_s: Annotated[StrictInt, Field(ge=1, le=3600)] = 30
+    door: Annotated[str, Field(max_length=107)] = ""
+
+
 class SiteFile(Section):
     """A whole site file."""
 
@@ -195,6 +223,7 @@ class SiteFile(Section):
     task: TaskConfig
     model: ModelTable = ModelTable()
     policy_table: PolicyTable = Field(alias="policy")
+    network: NetworkTable = NetworkTable()
     coordinator: CoordinatorTable
 
     @model_validator(mode="after")
@@ -251,8 +280,7 @@ class SiteFile(Section):
     @property
     def digest(self) -> str:
         """SHA-256 (hex) of the canonical JSON of all values, defaults included: what the audit log calls a policy."""
-        text = json.dumps(self.model_dump(mode="json", by_alias=True), sort_keys=True, separators=(",", ":"))
-        return hashlib.sha256(text.encode()).hexdigest()
+        return hashlib.sha256(canonical(self.model_dump(mode="json", by_alias=True))).hexdigest()
 
     def policy(self) -> SitePolicy:
         """The limits that every plan is compared with."""
@@ -311,16 +339,22 @@ def _as_value_error() -> Iterator[None]:
 
 
 # ---- the file that `init` writes ---------------------------------------------------
-def template(name: str) -> str:
+def template(name: str, *, operator: str | None = None) -> str:
     """A commented site file. Lines that begin with ``#> `` are keys without a default: they must be filled in.
+
+    Args:
+      name: of the site.
+      operator: the public key of the operator, where it is known already.
 
     Guarantees:
       - It is TOML, and refused until every such key is given.
       - With these lines uncommented it is a valid site file.
     """
-    return _TEMPLATE.replace("NAME", name)
+    text = _TEMPLATE.replace("NAME", name)
+    return text if operator is None else text.replace(f'#> public_key = "{_SOMEONE}"', f'public_key = "{operator}"')
 
 
+_SOMEONE = "d75a980182b10ab7d54bfed3c964073a0ee172f3daa62325af021a68f707511a"
 _TEMPLATE = """\
 # What this site allows. It outranks every plan: a plan may be stricter, never looser.
 # Lines that begin with "#> " have no default: remove "#> " and fill them in. All other values are the defaults.
@@ -373,7 +407,12 @@ metrics_may_leave = true         # noisy evaluations, paid from the same budget
 coordinator_states_min_sites = 1 # what the coordinator must state; kept as evidence, no privacy rests on it
 waivers = []                     # names of promises that this site gives up; written into every certificate
 
+[network]
+release_at = "slot"              # or "ready": at once, and then the time of a reply tells the coordinator of the batch
+slot_s = 30                      # seconds; longer than a round takes, so that every reply leaves after one slot
+door = ""                        # folder of the socket between trainer and courier; empty: door/ in this folder
+
 [coordinator]
 # from the operator, 64 hex digits or base64; compare the fingerprint that `check` prints on another channel
-#> public_key = "d75a980182b10ab7d54bfed3c964073a0ee172f3daa62325af021a68f707511a"
-"""
+#> public_key = "SOMEONE"
+""".replace("SOMEONE", _SOMEONE)

@@ -20,7 +20,7 @@ from fedward_common.errors import ModelError
 if TYPE_CHECKING:
     from torch import nn
 
-__all__ = ["ALIASES", "Alias", "Base", "fingerprint", "load_base", "locate"]
+__all__ = ["ALIASES", "Alias", "Base", "fingerprint", "load_base", "locate", "model_files"]
 
 _TOKENIZER_FILES = (
     "tokenizer.json",
@@ -102,12 +102,21 @@ def fingerprint(folder: Path, *, pooling: Pooling) -> str:
     Raises:
       ModelError: no safetensors, tokenizer or config in the folder.
     """
-    _check_config(folder)
-    files = [*_weights(folder), folder / "config.json", *_tokenizer_files(folder)]
     digest = hashlib.sha256(f"pooling={pooling}\n".encode())
-    for file in sorted(files, key=lambda path: path.name):
+    for file in model_files(folder):
         digest.update(f"{file.name} {_sha256(file)}\n".encode())
     return digest.hexdigest()
+
+
+def model_files(folder: Path) -> tuple[Path, ...]:
+    """The files that make a base model, by name: weights, config and tokenizer; nothing else in the folder is used.
+
+    Raises:
+      ModelError: no safetensors, tokenizer or config in the folder.
+    """
+    _check_config(folder)
+    files = [*_weights(folder), folder / "config.json", *_tokenizer_files(folder)]
+    return tuple(sorted(files, key=lambda path: path.name))
 
 
 def load_base(model: ModelConfig) -> Base:

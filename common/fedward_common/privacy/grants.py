@@ -40,7 +40,7 @@ class Filter(StrEnum):
     """How grants add up. Later plans are chosen after seeing earlier outputs, so the rule must be a privacy filter."""
 
     SUM = "sum"  # of the grants' (epsilon, delta): Rogers et al. 2016, arXiv:1605.08294, theorem 5.1
-    RENYI = "renyi"  # Renyi losses at one order, fixed beforehand: Feldman and Zrnic 2021, arXiv:2008.11193
+    RENYI = "rdp"  # Renyi losses at one order, fixed beforehand: Feldman and Zrnic 2021, arXiv:2008.11193
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

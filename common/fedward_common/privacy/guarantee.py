@@ -16,12 +16,12 @@ Example:
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Self
 
+from fedward_common.canonical import canonical
 from fedward_common.errors import PrivacyError
 from fedward_common.privacy import accounting, checks
 from fedward_common.privacy.events import GaussianSum, events_from_json
@@ -187,8 +187,7 @@ class PrivacyTerms:
     @property
     def digest(self) -> str:
         """SHA-256 (hex) of the canonical JSON."""
-        text = json.dumps(self.to_json(), sort_keys=True, separators=(",", ":"), allow_nan=False)
-        return hashlib.sha256(text.encode()).hexdigest()
+        return hashlib.sha256(canonical(self.to_json())).hexdigest()
 
     def to_json(self) -> dict[str, Any]:
         """As a JSON object."""

@@ -16,18 +16,20 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import threading
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol, Self
 
+from fedward_common.canonical import canonical
 from fedward_common.errors import BudgetError, FedwardError
 from fedward_common.privacy import checks
 
-__all__ = ["Entry", "Journal", "MemoryJournal", "canonical", "linked"]
+__all__ = ["Entry", "Journal", "MemoryJournal", "linked"]
 
-KEYS = ("at", "body", "digest", "previous", "sequence")
-ENCODER = json.JSONEncoder(sort_keys=True, separators=(",", ":"), allow_nan=False)
+KEYS = ("at", "body", "digest", "nonce", "previous", "sequence")
+NONCE = re.compile(r"([0-9a-f]{32})?")
 RESTORE = "restore a true copy from a backup, then reconcile it with the coordinators' records"
 
 
@@ -39,19 +41,28 @@ class Entry:
       sequence: counts from 1.
       at: seconds since the epoch; never less than the entry before, whatever the clock does.
       body: a JSON object; not to be changed.
+      nonce: 16 random bytes (hex), so that a digest that leaves the site tells nothing of the entry: without them the
+        few times at which it can have been written could be tried. "" where nothing is to be hidden: in a simulation.
       previous: the digest of the entry before; "" for the first.
-      digest: SHA-256 (hex) of the canonical JSON of the other four.
+      digest: SHA-256 (hex) of the canonical JSON of the other five.
     """
 
     sequence: int
     at: float
     body: Mapping[str, Any]
+    nonce: str
     previous: str
     digest: str
 
     @classmethod
-    def after(cls, last: Entry | None, body: Mapping[str, Any], *, now: float) -> Self:
+    def after(cls, last: Entry | None, body: Mapping[str, Any], *, now: float, nonce: str = "") -> Self:
         """The entry that follows ``last``.
+
+        Args:
+          last: the entry before; None for the first.
+          body: a JSON object.
+          now: seconds since the epoch, by whatever clock.
+          nonce: fresh, where the digest may leave the site.
 
         Guarantees:
           - A clock that was moved back does not move ``at`` back.
@@ -64,23 +75,31 @@ class Entry:
             kept = json.loads(canonical(body))
         except (TypeError, ValueError):
             raise BudgetError("a journal entry is no JSON", hint="this is a fault of the program") from None
-        return cls._chained(last, kept, float(now) if last is None else max(last.at, float(now)))
+        return cls._chained(last, kept, float(now) if last is None else max(last.at, float(now)), nonce)
 
     @classmethod
-    def _chained(cls, last: Entry | None, body: dict[str, Any], at: float) -> Self:
+    def _chained(cls, last: Entry | None, body: dict[str, Any], at: float, nonce: str) -> Self:
         sequence, previous = (1, "") if last is None else (last.sequence + 1, last.digest)
-        digest = hashlib.sha256(canonical({"at": at, "body": body, "previous": previous, "sequence": sequence}))
-        return cls(sequence=sequence, at=at, body=body, previous=previous, digest=digest.hexdigest())
+        entry = cls(sequence=sequence, at=at, body=body, nonce=nonce, previous=previous, digest="")
+        return replace(entry, digest=entry.content_digest)
 
-    def to_json(self) -> dict[str, Any]:
-        """As a JSON object of its own."""
+    @property
+    def content_digest(self) -> str:
+        """What ``digest`` must be: that of everything else in the entry."""
+        return hashlib.sha256(canonical(self._content())).hexdigest()
+
+    def _content(self) -> dict[str, Any]:
         return {
             "at": self.at,
-            "body": json.loads(canonical(self.body)),
-            "digest": self.digest,
+            "body": self.body,
+            "nonce": self.nonce,
             "previous": self.previous,
             "sequence": self.sequence,
         }
+
+    def to_json(self) -> dict[str, Any]:
+        """As a JSON object of its own."""
+        return {**self._content(), "body": json.loads(canonical(self.body)), "digest": self.digest}
 
     @classmethod
     def from_json(cls, value: object, *, last: Entry | None) -> Self:
@@ -95,9 +114,9 @@ class Entry:
             checks.integer(row["sequence"], where="sequence")
         except FedwardError as error:
             raise BudgetError(f"a journal entry is malformed: {error}", hint=error.hint) from None
-        if not isinstance(row["body"], dict) or (last is not None and at < last.at):
+        if not isinstance(row["body"], dict) or (last is not None and at < last.at) or not _is_nonce(row["nonce"]):
             raise _broken(last)
-        entry = cls._chained(last, row["body"], at)
+        entry = cls._chained(last, row["body"], at, row["nonce"])
         if (entry.sequence, entry.previous, entry.digest) != (row["sequence"], row["previous"], row["digest"]):
             raise _broken(last)
         return entry
@@ -179,17 +198,16 @@ class MemoryJournal:
         return journal
 
 
-def canonical(value: object) -> bytes:
-    """The one spelling of a JSON value: sorted keys, no spaces, ASCII, no NaN."""
-    return ENCODER.encode(value).encode("ascii")
-
-
 def linked(rows: Iterable[object]) -> tuple[Entry, ...]:
     """The entries of these JSON objects, or ``BudgetError`` where the chain breaks."""
     entries: list[Entry] = []
     for row in rows:
         entries.append(Entry.from_json(row, last=entries[-1] if entries else None))
     return tuple(entries)
+
+
+def _is_nonce(value: object) -> bool:
+    return isinstance(value, str) and NONCE.fullmatch(value) is not None
 
 
 def _broken(last: Entry | None) -> BudgetError:

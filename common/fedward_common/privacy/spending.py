@@ -22,8 +22,8 @@ from typing import Protocol, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from fedward_common.canonical import canonical
 from fedward_common.errors import BudgetError
-from fedward_common.privacy.journal import canonical
 
 __all__ = ["Bears", "Charge", "History", "MemoryRegister", "Register", "nobody_bears"]
 

@@ -103,5 +103,8 @@ def test_a_reason_is_our_own_text_or_a_type() -> None:
 
 
 def test_nothing_is_kept_where_nothing_is_real() -> None:
-    trail: AuditTrail = NoAudit()
+    kept = NoAudit()
+    trail: AuditTrail = kept
+    trail.check_usable()
     trail.write(LINE)
+    assert not vars(kept)

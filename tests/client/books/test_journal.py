@@ -53,6 +53,18 @@ def test_a_durable_journal_is_a_journal(path: Path) -> None:
         assert not held.knows("0" * 64)
 
 
+def test_a_head_tells_nothing_of_when_its_entry_was_written(tmp_path: Path) -> None:
+    """Two sites at one instant, with one body: without a nonce both would show one head, and it could be searched."""
+    heads: set[str] = set()
+    nonces: set[str] = set()
+    for number in range(3):
+        with create(tmp_path / f"{number}.jsonl", clock=lambda: 1.5) as journal:
+            heads.add(journal.append({"entry": "settle"}).digest)
+            nonces.update(journal.append({}).nonce for _ in range(2))
+    assert len(heads) == 3
+    assert len(nonces) == 6 and {len(nonce) for nonce in nonces} == {32}
+
+
 def test_it_goes_on_where_it_ended(path: Path) -> None:
     with opened(path) as journal:
         before = journal.head
@@ -91,7 +103,11 @@ def test_a_making_that_was_cut_off_is_made_again(tmp_path: Path) -> None:
     create(path).close()
     path.unlink()
     create(path).close()
-    opened(path).close()
+    with opened(path) as journal:
+        assert (journal.head, journal.entries()) == ("", ())
+        first = journal.append({"entry": "open"})
+    with opened(path) as journal:
+        assert journal.entries() == (first,)
 
 
 def test_a_second_writer_is_refused(path: Path) -> None:

@@ -20,13 +20,13 @@ from fedward_client.books.journal import DurableJournal
 from fedward_client.certificates.certificate import PURPOSE, Subject, Trust, make, verify, write
 from fedward_client.certificates.commitment import check_commitment, new_nonce, open_commitment
 from fedward_client.installation.keys import public_key_text
+from fedward_common.canonical import canonical
 from fedward_common.codec import key_fingerprint
 from fedward_common.errors import BadSignature, BudgetError, FedwardError, MalformedMessage, OutputError, PrivacyError
 from fedward_common.privacy.accounting import epsilon
 from fedward_common.privacy.facts import Outcome
 from fedward_common.privacy.grants import Budget
 from fedward_common.privacy.guarantee import MetricTerms, PrivacyTerms, StageTerms, Unit
-from fedward_common.privacy.journal import canonical
 from fedward_common.privacy.ledger import LIFETIME, Ledger
 from fedward_common.privacy.spending import MemoryRegister
 from support.nouns import KEY, OTHER_KEY
@@ -329,7 +329,7 @@ def begin_at(sequence: int, ledger: Json) -> None:
     head = "ab" * 32
     for number, entry in enumerate(ledger["entries"], start=sequence):
         entry.update(sequence=number, previous=head)
-        content = {name: entry[name] for name in ("at", "body", "previous", "sequence")}
+        content = {name: entry[name] for name in ("at", "body", "nonce", "previous", "sequence")}
         head = entry["digest"] = hashlib.sha256(canonical(content)).hexdigest()
     ledger.update(head=head, sequence=ledger["entries"][-1]["sequence"])
 

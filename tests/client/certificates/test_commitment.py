@@ -30,10 +30,18 @@ def test_a_short_or_long_nonce_is_refused(nonce: bytes) -> None:
         commit(UNITS, nonce=nonce)
 
 
-@pytest.mark.parametrize("units", [[], [bytes(32), bytes(31)]])
-def test_nothing_and_digests_of_unlike_lengths_are_refused(units: list[bytes]) -> None:
-    with pytest.raises(PrivacyError, match="no unit digests"):
-        commit(units, nonce=NONCE)
+def test_digests_of_unlike_lengths_are_refused() -> None:
+    with pytest.raises(PrivacyError, match="unlike lengths"):
+        commit([bytes(32), bytes(31)], nonce=NONCE)
+
+
+def test_a_commitment_to_no_units_is_one_like_any_other(tmp_path: Path) -> None:
+    commitment = commit([], nonce=NONCE)
+    assert len(commitment) == 64 and commitment != commit([], nonce=new_nonce())
+    keep_nonce(tmp_path, commitment, NONCE)
+    assert check_commitment(commitment, open_commitment(commitment, [], vault=tmp_path)) == ()
+    with pytest.raises(PrivacyError, match="other units"):
+        open_commitment(commitment, UNITS, vault=tmp_path)
 
 
 def test_an_opening_shows_the_units_to_whoever_has_it(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from fedward_client.commands.survey import survey
+from fedward_client.data import load_records
 from fedward_client.installation.folder import Folder
 from fedward_common.errors import DataError
 from support.sites import UNITS, new_site, notes
@@ -25,10 +26,33 @@ def test_a_good_table_has_no_problems(tmp_path: Path) -> None:
 
 def test_units_are_patients_where_the_file_says_so(tmp_path: Path) -> None:
     folder = new_site(tmp_path / "site")
-    text = folder.site_file.read_text().replace('\nunit = "record"', '\nunit = "patient"')
-    folder.site_file.write_text(text.replace('# unit = "patient_id"', 'unit = "patient"'))
+    by_patient(folder)
     seen = survey(folder.load_site(), folder.root)
     assert (seen.records, seen.units, seen.largest_unit) == (UNITS, UNITS // 2, 2)
+
+
+def by_patient(folder: Folder) -> None:
+    text = folder.site_file.read_text().replace('\nunit = "record"', '\nunit = "patient"')
+    folder.site_file.write_text(text.replace('# unit = "patient_id"', 'unit = "patient"'))
+
+
+@pytest.mark.parametrize("spellings", [[12.0, 12, " 12"], ["Jose\u0301", "Jos\u00e9"]])
+def test_units_are_counted_as_training_counts_them(tmp_path: Path, spellings: list[object]) -> None:
+    folder = new_site(tmp_path / "site", path='"notes.jsonl"')
+    by_patient(folder)
+    table = [{"note": "cough", "organ": "lung", "patient": value} for value in spellings]
+    (folder.root / "notes.jsonl").write_text("\n".join(map(json.dumps, table)))
+    site = folder.load_site()
+    seen = survey(site, folder.root)
+    assert (seen.units, seen.largest_unit) == (1, len(spellings))
+    assert load_records(site.columns(folder.root), site.task.labels).unit_count == seen.units
+
+
+def test_an_id_that_repeats_in_another_spelling_is_named(tmp_path: Path) -> None:
+    folder = new_site(tmp_path / "site", path='"notes.jsonl"', record_id='"id"')
+    table = [{"note": "cough", "organ": "lung", "id": value} for value in (12, 12.0)]
+    (folder.root / "notes.jsonl").write_text("\n".join(map(json.dumps, table)))
+    assert problems(folder) == ["row 2: column 'id' repeats an id of an earlier row"]
 
 
 def test_every_wrong_cell_is_named_by_row_and_column_and_never_by_content(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ import multiprocessing
 import os
 import shutil
 import stat
+from dataclasses import replace
 from multiprocessing.synchronize import Event
 from pathlib import Path
 
@@ -310,7 +311,19 @@ def test_another_budget_than_the_ledgers_is_refused(asked: Budget) -> None:
 
 def test_limits_for_one_run_may_be_made_stricter() -> None:
     check_budget(OPENED, OPENED)
-    check_budget(Budget(epsilon=16.0, delta=1e-3, unit=Unit.RECORD, run_epsilon=1.0, run_delta=1e-6), OPENED)
+    for stricter in (replace(OPENED, run_epsilon=1.0), replace(OPENED, run_delta=1e-6)):
+        check_budget(stricter, OPENED)
+        with pytest.raises(ConfigError, match="above the"):
+            check_budget(OPENED, stricter)
+
+
+def test_a_site_file_with_stricter_limits_for_one_run_opens_the_same_ledger(tmp_path: Path) -> None:
+    folder = open_site_folder(tmp_path / "site")
+    before = folder.read_books(folder.load_keys()).ledger.budget
+    folder.site_file.write_text(folder.site_file.read_text().replace("run_epsilon = 8.0", "run_epsilon = 1.0"))
+    open_again(folder)
+    assert folder.load_site().policy().max_epsilon == 1.0
+    assert folder.read_books(folder.load_keys()).ledger.budget == before
 
 
 def test_a_site_file_with_another_budget_opens_nothing(tmp_path: Path) -> None:

@@ -14,15 +14,13 @@ from fedward_client.installation.keys import (
     Rotation,
     create_keys,
     load_keys,
-    make_private_folder,
     missing_keys,
     public_key_text,
     read_public_key,
     rotate_signing_key,
-    write_new,
 )
 from fedward_common.codec import key_fingerprint, new_key
-from fedward_common.errors import ConfigError, OutputError, PrivacyError
+from fedward_common.errors import ConfigError, PrivacyError
 
 
 @pytest.fixture
@@ -139,41 +137,6 @@ def test_a_key_of_another_kind_is_refused(folder: Path) -> None:
         load_keys(folder)
 
 
-# ---- files -------------------------------------------------------------------------
-def test_write_new_never_replaces(tmp_path: Path) -> None:
-    path = tmp_path / "file"
-    write_new(path, b"first")
-    with pytest.raises(OutputError, match="never overwritten"):
-        write_new(path, b"second")
-    assert path.read_bytes() == b"first"
-    assert os.listdir(tmp_path) == ["file"]
-
-
-def test_write_new_follows_no_link(tmp_path: Path) -> None:
-    (tmp_path / "link").symlink_to(tmp_path / "elsewhere")
-    with pytest.raises(OutputError):
-        write_new(tmp_path / "link", b"x")
-    assert not (tmp_path / "elsewhere").exists()
-
-
-def test_a_full_disk_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(descriptor: int) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(OutputError, match="No space left"):
-        write_new(tmp_path / "file", b"x")
-    assert os.listdir(tmp_path) == []
-
-
-def test_a_private_folder_has_mode_0700(tmp_path: Path) -> None:
-    make_private_folder(tmp_path / "new")
-    assert mode(tmp_path / "new") == 0o700
-    (tmp_path / "file").touch()
-    with pytest.raises(OutputError):
-        make_private_folder(tmp_path / "file")
-
-
 # ---- rotation ----------------------------------------------------------------------
 def test_the_old_key_vouches_for_the_new_one_and_units_stay(folder: Path) -> None:
     old = create_keys(folder)
@@ -206,7 +169,7 @@ def test_many_rotations_chain(folder: Path) -> None:
     assert keys.origin == first.fingerprint
 
 
-@pytest.mark.parametrize("step", ["_state", "_replace", "_publish"])
+@pytest.mark.parametrize("step", ["_state", "replace_file", "_publish"])
 @pytest.mark.parametrize("when", ["before", "after"])
 def test_a_rotation_that_was_cut_off_leaves_usable_keys_and_can_be_finished(
     folder: Path, monkeypatch: pytest.MonkeyPatch, step: str, when: str

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from fedward_client.books.audit import Kind
+from fedward_client.books.audit import AuditLine, Kind
 from fedward_client.installation.keys import create_keys
-from fedward_client.installation.shelf import make_books, open_books, read_books
+from fedward_client.installation.shelf import lines_beyond, make_books, open_books, read_books
 from fedward_common.errors import BudgetError, OutputError
 from fedward_common.privacy.grants import Budget
 from support.sites import ONE_STAGE
@@ -51,6 +51,26 @@ def test_the_bearers_of_a_run_are_those_whose_budget_bore_it(tmp_path: Path) -> 
             books.ledger.reserve(quote, run_id=run, units=units)
     read = read_books(tmp_path / "books", keys)
     assert [len(read.bearers(run) or ()) for run in ("run-1", "run-2")] == [2, 1]
+
+
+def test_that_nobody_bears_a_run_and_that_the_source_does_are_two_answers(tmp_path: Path) -> None:
+    keys = create_keys(tmp_path / "keys")
+    make_books(tmp_path / "books", Budget(epsilon=10.0, delta=1e-3), keys)
+    with open_books(tmp_path / "books", keys) as books:
+        for run in ("run-1", "run-2"):
+            books.ledger.reserve(books.ledger.quote(ONE_STAGE), run_id=run, units=["n1", "n2"])
+    read = read_books(tmp_path / "books", keys)
+    assert [read.bearers(run) for run in ("run-2", "run-3")] == [(), None]
+
+
+def test_lines_beyond_the_ledger_are_those_with_a_head_that_it_never_had(tmp_path: Path) -> None:
+    keys = create_keys(tmp_path / "keys")
+    make_books(tmp_path / "books", BUDGET, keys)
+    with open_books(tmp_path / "books", keys) as books:
+        books.audit.write(AuditLine(kind=Kind.REFUSAL, reason="no head at all"))
+        assert lines_beyond(books.ledger, books.audit.lines()) == ()
+        books.audit.write(AuditLine(kind=Kind.REFUSAL, reason="strange", ledger_head="ab" * 32))
+        assert [each.line.reason for each in lines_beyond(books.ledger, books.audit.lines())] == ["strange"]
 
 
 def test_a_run_that_the_source_bears_has_no_bearers(tmp_path: Path) -> None:

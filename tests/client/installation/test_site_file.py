@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedward_client.installation.site_file import PolicyTable, SiteFile, template
+from fedward_client.installation.site_file import PolicyTable, ReleaseAt, SiteFile, template
 from fedward_client.policy import Hours, SitePolicy
 from fedward_common.codec import key_fingerprint
 from fedward_common.config import Method
@@ -76,6 +76,16 @@ def test_the_docs_name_every_key_and_no_other() -> None:
 
 
 # ---- values ------------------------------------------------------------------------
+def test_replies_leave_in_slots_unless_the_site_says_otherwise() -> None:
+    default = SiteFile.from_toml(re.sub(r"(?ms)^\[network\]$.*?(?=^\[)", "", filled())).network
+    assert (default.release_at, default.slot_s, default.door) == (ReleaseAt.SLOT, 30, "")
+    assert SiteFile.from_toml(filled()).network == default
+    assert SiteFile.from_toml(changed('release_at = "slot"', 'release_at = "ready"')).network.release_at == "ready"
+    for value in ("0", "3601", "1.5", '"30"'):
+        assert "network.slot_s" in refused(changed("slot_s = 30", f"slot_s = {value}"))
+    assert "network.release_at" in refused(changed('release_at = "slot"', 'release_at = "soon"'))
+
+
 def test_the_policy_of_a_site_file() -> None:
     fingerprint = "ab" * 32
     site = SiteFile.from_toml(
@@ -189,7 +199,7 @@ def test_a_value_out_of_range_is_refused_by_its_dotted_path(key: str, value: str
     ("old", "new", "expected"),
     [
         ("max_rank", "max_rnk", "unknown key policy.max_rnk"),
-        ("[coordinator]", "[network]\nport = 1\n[coordinator]", "unknown key network"),
+        ("[coordinator]", "[proxy]\nport = 1\n[coordinator]", "unknown key proxy"),
         ("run_epsilon = 8.0", "run_epsilon = 20.0", "more than the data's whole life"),
         ("run_delta = 1e-4", "run_delta = 1e-2", "more than the data's whole life"),
         ('filter = "sum"', 'filter = "rdp"', "rdp_order goes with"),

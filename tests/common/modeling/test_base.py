@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from fedward_common.config import ModelConfig, Pooling
 from fedward_common.errors import ModelError
 from fedward_common.modeling import base as module
-from fedward_common.modeling.base import ALIASES, Alias, fingerprint, load_base, locate
+from fedward_common.modeling.base import ALIASES, Alias, fingerprint, load_base, locate, model_files
 
 REVISION = "0123456789abcdef0123456789abcdef01234567"
 
@@ -246,3 +246,14 @@ def test_a_model_that_normalises_over_the_batch_is_refused(tiny: ModelConfig, mo
     monkeypatch.setattr(module, "_load", mixing)
     with pytest.raises(ModelError, match="mixes records"):
         load_base(tiny)
+
+
+def test_the_files_of_a_model_are_those_that_its_fingerprint_covers(copy: Path) -> None:
+    known = model_files(copy)
+    assert {"config.json", "model.safetensors"} <= {file.name for file in known}
+    assert [file.name for file in known] == sorted(file.name for file in known)
+    before = fingerprint(copy, pooling=Pooling.MEAN)
+    (copy / "README.md").write_text("not of the model")
+    assert (model_files(copy), fingerprint(copy, pooling=Pooling.MEAN)) == (known, before)
+    known[-1].write_bytes(known[-1].read_bytes() + b" ")
+    assert fingerprint(copy, pooling=Pooling.MEAN) != before

@@ -61,7 +61,7 @@ def test_a_budget_survives_json(budget: Budget) -> None:
 
 
 @pytest.mark.parametrize(
-    "edit", [{"filter": "pld"}, {"filter": "renyi"}, {"unit": "site"}, {"epsilon": "8"}, {"epsilon": -8.0}, {"more": 1}]
+    "edit", [{"filter": "pld"}, {"filter": "rdp"}, {"unit": "site"}, {"epsilon": "8"}, {"epsilon": -8.0}, {"more": 1}]
 )
 def test_a_malformed_budget_is_refused(edit: dict[str, Any]) -> None:
     with pytest.raises(MalformedMessage):
@@ -125,7 +125,10 @@ def test_reading_a_quote_asks_no_accountant(monkeypatch: pytest.MonkeyPatch) -> 
         raise AssertionError("an accountant ran")
 
     monkeypatch.setattr(accounting, "epsilon", boom)
-    Quote.from_json(QUOTE.to_json())
+    again = Quote.from_json(QUOTE.to_json())
+    assert again == QUOTE
+    with pytest.raises(AssertionError, match="an accountant ran"):
+        again.check()
 
 
 def test_a_grant_survives_json_and_checks_its_run_id() -> None:

@@ -37,9 +37,24 @@ def test_each_entry_names_the_one_before() -> None:
 
 def test_the_digest_is_that_of_the_canonical_json() -> None:
     entry = MemoryJournal(clock=lambda: 1.5).append({"b": 1, "a": "é"})
-    text = b'{"at":1.5,"body":{"a":"\\u00e9","b":1},"previous":"","sequence":1}'
+    text = b'{"at":1.5,"body":{"a":"\\u00e9","b":1},"nonce":"","previous":"","sequence":1}'
     assert entry.digest == hashlib.sha256(text).hexdigest()
-    assert entry.digest == "fc3900b80696109f192b974344f347a270deea0f5282760010822c0a3a494da7"
+    assert entry.digest == "20a2e6ed2bcf830db201ae1bef4957fbb9346bfce57f8b2a9bfd959b2075f68f"
+
+
+def test_a_nonce_is_part_of_the_digest_and_comes_back() -> None:
+    plain, hidden = Entry.after(None, {}, now=1.5), Entry.after(None, {}, now=1.5, nonce="ab" * 16)
+    assert plain.digest != hidden.digest
+    assert linked([hidden.to_json()]) == (hidden,)
+    with pytest.raises(BudgetError, match="does not continue the chain"):
+        linked([{**hidden.to_json(), "nonce": ""}])
+
+
+@pytest.mark.parametrize("nonce", [None, 7, "AB" * 16, "ab" * 8, "ab" * 16 + "\n", ["ab" * 16]])
+def test_what_is_no_nonce_is_refused_also_under_a_digest_that_fits(nonce: Any) -> None:
+    odd = Entry.after(None, {}, now=1.5, nonce=nonce)
+    with pytest.raises(BudgetError, match="does not continue the chain"):
+        linked([odd.to_json()])
 
 
 def test_a_clock_that_is_moved_back_does_not_move_entries_back() -> None:
@@ -74,7 +89,7 @@ def test_export_restores_to_an_equal_journal() -> None:
     assert again.knows(rows[0]["digest"])
 
 
-@pytest.mark.parametrize("key", ["at", "body", "digest", "previous", "sequence"])
+@pytest.mark.parametrize("key", ["at", "body", "digest", "nonce", "previous", "sequence"])
 @pytest.mark.parametrize("value", [None, 7, "x", {"number": 9}, 1e9, True])
 def test_any_changed_field_breaks_the_chain(key: str, value: object) -> None:
     rows = filled().export()
@@ -104,6 +119,6 @@ def test_a_number_has_one_spelling() -> None:
 
 def test_entries_that_go_back_in_time_are_refused() -> None:
     first = Entry.after(None, {}, now=5.0)
-    early = Entry._chained(first, {}, 4.0)
+    early = Entry._chained(first, {}, 4.0, "")
     with pytest.raises(BudgetError, match="does not continue the chain"):
         Entry.from_json(early.to_json(), last=first)

@@ -16,7 +16,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -31,6 +31,8 @@ from fedward_common.errors import InputError, MalformedMessage, NonFiniteUpdate,
 __all__ = ["Adapter", "AdapterSpec", "Vector"]
 
 Vector = NDArray[np.float32]
+
+_BLOCK = 2**16  # numbers at a time where float64 of a whole adapter would double its memory
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,6 +92,11 @@ class AdapterSpec:
     def size(self) -> int:
         """Number of trained numbers."""
         return sum(math.prod(shape) for shape in self.tensors.values())
+
+    def blocks(self) -> Iterator[slice]:
+        """The whole flat vector in pieces, for work whose intermediate results must stay small."""
+        size = self.size
+        return (slice(start, min(start + _BLOCK, size)) for start in range(0, size, _BLOCK))
 
     def subset(self, groups: Iterable[str]) -> AdapterSpec:
         """The spec of the named groups alone, as trained and sent in one stage.
@@ -172,7 +179,8 @@ class Adapter:
 
     def l2_norm(self) -> float:
         """Euclidean norm over all tensors jointly, accumulated in float64."""
-        return float(np.sqrt(np.sum(np.square(self.vector, dtype=np.float64))))
+        squares = (np.square(self.vector[part], dtype=np.float64).sum() for part in self.spec.blocks())
+        return math.sqrt(math.fsum(squares))
 
     def subset(self, groups: Iterable[str]) -> Adapter:
         """The named groups alone, as an element of ``spec.subset(groups)``."""
@@ -210,7 +218,7 @@ class Adapter:
 
     @classmethod
     def from_bytes(cls, spec: AdapterSpec, data: bytes | memoryview, *, body_digest: bytes | None = None) -> Adapter:
-        """Read ``to_bytes`` back.
+        """Read ``to_bytes`` back, into memory of its own.
 
         Args:
           spec: names and shapes.
@@ -220,9 +228,19 @@ class Adapter:
         Raises:
           MalformedMessage: the length is not four bytes a number.
         """
-        if len(data) != 4 * spec.size:
-            raise MalformedMessage("tensor bytes have the wrong length", hint="sender and receiver disagree on shapes")
-        adapter = cls(spec=spec, vector=np.frombuffer(data, "<f4").astype(np.float32))
+        return cls._of(spec, _numbers(spec, data).astype(np.float32), body_digest)
+
+    @classmethod
+    def view(cls, spec: AdapterSpec, data: bytes | memoryview, *, body_digest: bytes | None = None) -> Adapter:
+        """Read ``to_bytes`` back without a copy: the numbers lie in ``data``, at an address that may be odd.
+
+        NumPy reads such numbers; libraries of models may not. Arguments and errors are those of ``from_bytes``.
+        """
+        return cls._of(spec, _numbers(spec, data).astype(np.float32, copy=False), body_digest)
+
+    @classmethod
+    def _of(cls, spec: AdapterSpec, vector: Vector, body_digest: bytes | None) -> Adapter:
+        adapter = cls(spec=spec, vector=vector)
         if body_digest is not None:
             adapter.__dict__["body_digest"] = body_digest  # where cached_property keeps it
         return adapter
@@ -255,3 +273,9 @@ class Adapter:
     def _same_space(self, other: Adapter) -> None:
         if self.spec.digest != other.spec.digest:
             raise SpecMismatch("two adapters of unlike specs do not add", hint="compare both spec digests")
+
+
+def _numbers(spec: AdapterSpec, data: bytes | memoryview) -> NDArray[np.float32]:
+    if len(data) != 4 * spec.size:
+        raise MalformedMessage("tensor bytes have the wrong length", hint="sender and receiver disagree on shapes")
+    return np.frombuffer(data, "<f4")

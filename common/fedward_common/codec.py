@@ -23,7 +23,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import IntEnum
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import serialization
@@ -39,10 +39,13 @@ from fedward_common.round import Code, Refusal, Reply, RoundPlan, Update
 
 __all__ = [
     "VERSION",
+    "PlanParts",
+    "PlanWriter",
     "decode_plan",
     "decode_reply",
     "encode_plan",
     "encode_reply",
+    "is_plan",
     "key_fingerprint",
     "new_key",
 ]
@@ -108,14 +111,75 @@ def key_fingerprint(key: Ed25519PublicKey) -> str:
     return hashlib.sha256(raw).hexdigest()
 
 
+class PlanParts(NamedTuple):
+    """The bytes of a signed plan, cut where the layout cuts them; one after the other they are the message.
+
+    Heads and signatures differ from site to site. The body is the adapter, the same object for all sites of a round.
+    """
+
+    head: bytes
+    body: bytes
+    signature: bytes
+
+    @property
+    def size(self) -> int:
+        """Bytes of the whole message."""
+        return sum(len(part) for part in self)
+
+    def joined(self) -> bytes:
+        """The message in one piece.
+
+        Raises:
+          MalformedMessage: the parts are no plan's, or cut elsewhere: a message has one spelling in parts, too.
+        """
+        whole = b"".join(self)
+        if not is_plan(whole) or _split(whole, {Kind.PLAN})[2] != len(self.head):
+            raise MalformedMessage("the parts of a plan are cut in other places", hint="both sides need one version")
+        if len(self.signature) != _SIGNATURE_BYTES:
+            raise MalformedMessage("the parts of a plan are cut in other places", hint="both sides need one version")
+        return whole
+
+
+class PlanWriter:
+    """Signs the plans of one round, which differ in their addressees alone.
+
+    Guarantees:
+      - The adapter's bytes exist once, whatever the number of plans.
+      - The parts joined are what ``encode_plan`` gives.
+    """
+
+    def __init__(self, adapter: Adapter, *, key: Ed25519PrivateKey) -> None:
+        """Lay out what all plans share: the body, and the spec in the header."""
+        self._adapter, self._key = adapter, key
+        self._body = adapter.to_bytes()
+        self._spec = _canonical(TypeAdapter(AdapterSpec).dump_python(adapter.spec, mode="json"))
+
+    def parts(self, plan: RoundPlan) -> PlanParts:
+        """Sign one plan.
+
+        Raises:
+          SpecMismatch: the plan announces another adapter.
+        """
+        _check_announced(plan, self._adapter)
+        # canonical JSON of a table is made of its values' canonical JSON, so the spec is written once a round
+        text = b'{"plan":' + _canonical(_plan_writer().dump_python(plan, mode="json")) + b',"spec":' + self._spec + b"}"
+        head = _head(Kind.PLAN, text, len(self._body))
+        signature = self._key.sign(_signed_over(Kind.PLAN, head, self._adapter.body_digest))
+        return PlanParts(head=head, body=self._body, signature=signature)
+
+
+def is_plan(data: bytes) -> bool:
+    """Whether bytes begin as a plan of this version does; nothing is believed of the rest."""
+    return data[: _PREFIX.size - 4] == _PREFIX.pack(MAGIC, VERSION, Kind.PLAN, 0)[:-4]
+
+
 def encode_plan(plan: RoundPlan, adapter: Adapter, *, key: Ed25519PrivateKey) -> bytes:
     """Sign a plan together with the adapter that it starts from.
 
     Raises:
       SpecMismatch: the plan announces another adapter.
     """
-    _check_announced(plan, adapter)
-    return _encode(Kind.PLAN, _PlanHeader(plan=plan, spec=adapter.spec), adapter, key)
+    return b"".join(PlanWriter(adapter, key=key).parts(plan))
 
 
 def decode_plan(data: bytes, *, public_key: Ed25519PublicKey) -> tuple[RoundPlan, Adapter]:
@@ -161,6 +225,9 @@ def decode_reply(data: bytes, *, public_key: Ed25519PublicKey, spec: AdapterSpec
       public_key: the key that the site enrolled with.
       spec: the spec that an update must have; without it only a refusal can be read.
 
+    Guarantees:
+      - An update's numbers stay where they lie, in ``data``: reading one takes no memory that grows with it.
+
     Raises:
       BadSignature: not signed by that site.
       MalformedMessage: not canonical bytes of this version.
@@ -175,7 +242,8 @@ def decode_reply(data: bytes, *, public_key: Ed25519PublicKey, spec: AdapterSpec
         raise SpecMismatch("the update is over other tensors than the plan asked for", hint="the site runs another run")
     return Update(
         plan_id=header.plan_id,
-        delta=Adapter.from_bytes(spec, body, body_digest=body_digest),
+        # no copy: the coordinator folds the numbers out of the message that they came in
+        delta=Adapter.view(spec, body, body_digest=body_digest),
         guarantee=header.guarantee,
         nominal_units=header.nominal_units,
         metrics=header.metrics,
@@ -193,6 +261,11 @@ def _canonical(content: Mapping[str, Any]) -> bytes:
 
 
 @cache
+def _plan_writer() -> TypeAdapter[RoundPlan]:
+    return TypeAdapter(RoundPlan)
+
+
+@cache
 def _reader(kind: Kind) -> TypeAdapter[Any]:
     return TypeAdapter(_HEADERS[kind])
 
@@ -200,8 +273,12 @@ def _reader(kind: Kind) -> TypeAdapter[Any]:
 def _encode(kind: Kind, header: Any, adapter: Adapter | None, key: Ed25519PrivateKey) -> bytes:
     text = _canonical(_reader(kind).dump_python(header, mode="json"))
     body, body_digest = (adapter.to_bytes(), adapter.body_digest) if adapter else (b"", _EMPTY)
-    head = b"".join([_PREFIX.pack(MAGIC, VERSION, kind, len(text)), text, _LENGTH.pack(len(body))])
+    head = _head(kind, text, len(body))
     return b"".join([head, body, key.sign(_signed_over(kind, head, body_digest))])
+
+
+def _head(kind: Kind, text: bytes, body_bytes: int) -> bytes:
+    return b"".join([_PREFIX.pack(MAGIC, VERSION, kind, len(text)), text, _LENGTH.pack(body_bytes)])
 
 
 def _signed_over(kind: int, head: bytes | memoryview, body_digest: bytes) -> bytes:

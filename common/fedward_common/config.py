@@ -39,6 +39,7 @@ from pydantic import (
 
 from fedward_common.errors import ConfigError
 from fedward_common.privacy.guarantee import MetricTerms, PrivacyTerms, StageTerms, Unit
+from fedward_common.simulated import SimulationConfig
 from fedward_common.strict import Name, Positive, Rate, Section, explain
 
 __all__ = [
@@ -49,6 +50,7 @@ __all__ = [
     "ModelConfig",
     "PartitionConfig",
     "PartitionMethod",
+    "Placement",
     "Pooling",
     "PrivacyConfig",
     "RoundsConfig",
@@ -85,6 +87,15 @@ class PartitionMethod(StrEnum):
     DIRICHLET = "dirichlet"  # label skew, one Dirichlet draw a label
     IID = "iid"  # uniformly at random
     NATURAL = "natural"  # one site for each value of ``data.site``
+    PATHOLOGICAL = "pathological"  # ``labels_per_site`` labels at each site
+    QUANTITY = "quantity"  # labels at random, sizes log-normal
+
+
+class Placement(StrEnum):
+    """What moves when records come to sites."""
+
+    WHOLE = "whole"  # units: no unit lies at two sites
+    SPLIT = "split"  # single records: a unit may lie at several sites, which a run says
 
 
 class LocalOptimiser(StrEnum):
@@ -165,10 +176,16 @@ class DataConfig(Section):
 
 
 class PartitionConfig(Section):
-    """``[partition]``: virtual sites. ``sites`` is ignored by the natural partition."""
+    """``[partition]``: virtual sites. ``sites`` is ignored by the natural partition.
+
+    ``alpha`` is of ``dirichlet``, ``labels_per_site`` of ``pathological``, ``sigma`` of ``quantity``.
+    """
 
     method: PartitionMethod = PartitionMethod.DIRICHLET
     alpha: Positive = 0.5
+    labels_per_site: Annotated[StrictInt, Field(ge=1, le=10_000)] = 2
+    sigma: Annotated[StrictFloat, Field(gt=0, le=5)] = 1.0
+    units: Placement = Placement.WHOLE
     sites: Annotated[StrictInt, Field(ge=1, le=10_000)] = 10
     minimum_units: Annotated[StrictInt, Field(ge=1)] = 20
 
@@ -217,12 +234,18 @@ class StageConfig(Section):
 
 
 class RoundsConfig(Section):
-    """``[rounds]``: who is asked, how many must answer, how long to wait. ``cohort = 0`` asks every site."""
+    """``[rounds]``: who is asked, how many must answer, how long to wait. ``cohort = 0`` asks every site.
+
+    ``goal``: the round closes as soon as so many updates are there (0: once everyone who was asked has answered).
+    ``set_aside_after``: a site without an update in so many attempts in a row is asked but rarely (0: never).
+    """
 
     cohort: Annotated[StrictInt, Field(ge=0)] = 0
+    goal: Annotated[StrictInt, Field(ge=0)] = 0
     minimum: Annotated[StrictInt, Field(ge=1)] = 1
     deadline_s: Positive = 3600.0
     retries: Annotated[StrictInt, Field(ge=0, le=100)] = 3
+    set_aside_after: Annotated[StrictInt, Field(ge=0, le=1000)] = 3
 
 
 class ServerConfig(Section):
@@ -264,6 +287,7 @@ class RunConfig(Section):
     stages: Annotated[tuple[StageConfig, ...], Field(min_length=1, max_length=32)] = DEFAULT_STAGES
     rounds: RoundsConfig = RoundsConfig()
     server: ServerConfig = ServerConfig()
+    simulation: SimulationConfig | None = None
 
     @model_validator(mode="after")
     def _parts_agree(self) -> Self:
@@ -279,6 +303,10 @@ class RunConfig(Section):
             raise ValueError("partition.method is 'natural' but data.site names no column")
         if 0 < self.rounds.cohort < self.rounds.minimum:
             raise ValueError("rounds.minimum exceeds rounds.cohort, so that no round could ever finish")
+        if 0 < self.rounds.goal < self.rounds.minimum:
+            raise ValueError("rounds.minimum exceeds rounds.goal, so that no round could ever finish")
+        if 0 < self.rounds.cohort < self.rounds.goal:
+            raise ValueError("rounds.goal exceeds rounds.cohort, so that no round could ever reach it")
         if self.evaluations and self.privacy.validation_fraction == 0:
             raise ValueError("a stage evaluates at the sites but privacy.validation_fraction is 0")
         return self

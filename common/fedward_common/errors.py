@@ -13,7 +13,11 @@
     │   ├── BadSignature         not signed by the expected key
     │   ├── SpecMismatch         tensors of another adapter
     │   └── NonFiniteUpdate      NaN, infinity, or beyond the agreed magnitude
-    └── RoundAbandoned           too few sites answered, also after retries
+    ├── RoundAbandoned           too few sites answered, also after retries
+    ├── RunStopped               whoever runs it asked it to stop; the last checkpoint stands
+    └── DoorError                the site's other process gives no answer
+        ├── DoorClosed           it is away, restarting or busy: try again
+        └── DoorRefused          it will not take this: trying again changes nothing
 
 An error text names keys, columns and files that the person typed. It never carries a record, a label found in data
 or a count of records, because texts end in logs. This module imports nothing of fedward.
@@ -33,6 +37,9 @@ __all__ = [
     "BudgetError",
     "ConfigError",
     "DataError",
+    "DoorClosed",
+    "DoorError",
+    "DoorRefused",
     "FedwardError",
     "InputError",
     "MalformedMessage",
@@ -42,6 +49,7 @@ __all__ = [
     "OutputError",
     "PrivacyError",
     "RoundAbandoned",
+    "RunStopped",
     "SpecMismatch",
 ]
 
@@ -113,3 +121,19 @@ class NonFiniteUpdate(MessageError):
 
 class RoundAbandoned(FedwardError):
     """Fewer sites answered than the plan's minimum, also after every retry."""
+
+
+class RunStopped(FedwardError):
+    """Whoever runs it asked the run to stop. Nothing is lost but the round that was under way."""
+
+
+class DoorError(FedwardError):
+    """The trainer's process gives this courier no answer."""
+
+
+class DoorClosed(DoorError):
+    """The trainer is away, restarting, busy or silent. The same bytes may be sent again later."""
+
+
+class DoorRefused(DoorError):
+    """The trainer does not take this message, or does not know this courier. Trying again changes nothing."""

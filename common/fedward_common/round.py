@@ -30,6 +30,7 @@ __all__ = [
     "NO_PLAN",
     "Aggregate",
     "Code",
+    "Fold",
     "Refusal",
     "Reply",
     "RoundPlan",
@@ -219,7 +220,9 @@ class Aggregate:
 
     def mean(self) -> Adapter:
         """The weighted mean delta; zero where nothing was folded."""
-        return Adapter(spec=self.spec, vector=(self.total / max(self.weight, 1e-300)).astype(np.float32))
+        mean = np.empty(self.spec.size, np.float32)
+        np.divide(self.total, max(self.weight, 1e-300), out=mean, casting="same_kind")  # no second float64 vector
+        return Adapter(spec=self.spec, vector=mean)
 
     def site_metrics(self) -> dict[str, float] | None:
         """Accuracy and loss over all sites' validation units, from noisy sums; None where no site evaluated.
@@ -237,6 +240,57 @@ class Aggregate:
         }
 
 
+class Fold:
+    """An aggregate while it grows. It owns its vector, so that an update is added in place.
+
+    Guarantees:
+      - The result is, to the bit, the sum of ``Aggregate.of`` over the same updates in the same order.
+      - Adding an update takes no memory that grows with its size.
+      - What was handed over no longer changes.
+
+    Example:
+        >>> spec = AdapterSpec(base_fingerprint="0" * 64, method="lora", rank=1, alpha=1.0, target_modules=("q",),
+        ...                    groups={"head": ("head.bias",)}, tensors={"head.bias": (2,)})
+        >>> fold = Fold(spec)
+        >>> fold.count, fold.aggregate().weight
+        (0, 0.0)
+    """
+
+    def __init__(self, spec: AdapterSpec) -> None:
+        """Begin with the neutral element."""
+        self._sum = Aggregate.empty(spec)
+
+    @property
+    def count(self) -> int:
+        """Updates folded so far."""
+        return self._sum.count
+
+    def add(self, update: Update, *, weight: float) -> None:
+        """Add one update at a weight that the coordinator has checked.
+
+        Raises:
+          SpecMismatch: the update is over other tensors.
+        """
+        positive("weight", weight)
+        total, spec = self._sum.total, self._sum.spec
+        if update.delta.spec.digest != spec.digest:
+            raise SpecMismatch("an update of another spec does not add", hint="compare both spec digests")
+        for part in spec.blocks():
+            total[part] += update.delta.vector[part].astype(np.float64) * weight
+        self._sum = replace(
+            self._sum,
+            weight=self._sum.weight + weight,
+            count=self._sum.count + 1,
+            metrics=self._sum.metrics + (_vector(update.metrics) if update.metrics else 0.0),
+            evaluated=self._sum.evaluated + int(update.metrics is not None),
+        )
+
+    def aggregate(self) -> Aggregate:
+        """Hand the sum over and freeze it: another ``add`` would change what was handed over, and fails."""
+        self._sum.total.setflags(write=False)
+        return self._sum
+
+
 def _vector(metrics: MetricSums) -> NDArray[np.float64]:
     return np.array([metrics.correct, metrics.units, metrics.loss])
 
@@ -246,7 +300,8 @@ class RoundRecord:
     """What one attempt at a round did: one line of rounds.jsonl.
 
     ``refused`` and ``dropped`` count sites by code and by the coordinator's reason. ``evaluation`` comes from the
-    coordinator's own data, outside every guarantee; ``sites`` from noisy sums, inside it.
+    coordinator's own data, outside every guarantee; ``sites`` from noisy sums, inside it. ``set_aside`` names the sites
+    that kept failing and are asked but rarely from here on.
     """
 
     round: int
@@ -265,3 +320,8 @@ class RoundRecord:
     evaluation: Mapping[str, float] | None = None
     sites: Mapping[str, float] | None = None
     epsilon: float | None = None
+    set_aside: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        """A list, as JSON has it, becomes a tuple."""
+        object.__setattr__(self, "set_aside", tuple(self.set_aside))

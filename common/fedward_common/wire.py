@@ -1,6 +1,9 @@
 """Packs our bytes into Flower's records and back: the only module in common that imports Flower.
 
-Flower sees one opaque byte string a message. What it means, and whether it is to be believed, is the codec's business.
+Flower sees opaque byte strings. What they mean, and whether they are to be believed, is the codec's business.
+
+A reply is one byte string. A plan comes in the codec's three parts, and its body has a record of its own: the plans of
+a round share it, so the coordinator holds it once, and a SuperLink, which stores records by their content, too.
 
 Example:
     >>> unpack(pack(b"signed bytes"))
@@ -11,26 +14,42 @@ from __future__ import annotations
 
 from flwr.app import ConfigRecord, RecordDict
 
+from fedward_common.codec import PlanParts, is_plan
 from fedward_common.errors import MalformedMessage
 
 __all__ = ["pack", "unpack"]
 
-_RECORD, _KEY = "fedward", "message"
+_RECORD, _BODY, _KEY = "fedward", "fedward.body", "message"
 
 
-def pack(data: bytes) -> RecordDict:
-    """One byte string as the content of a Flower message."""
-    return RecordDict({_RECORD: ConfigRecord({_KEY: data})})
+def pack(message: bytes | PlanParts) -> RecordDict:
+    """A reply's bytes, or a plan's parts, as the content of a Flower message."""
+    if isinstance(message, PlanParts):
+        edges = ConfigRecord({_KEY: [message.head, message.signature]})
+        return RecordDict({_RECORD: edges, _BODY: ConfigRecord({_KEY: message.body})})
+    return RecordDict({_RECORD: ConfigRecord({_KEY: message})})
 
 
 def unpack(content: RecordDict) -> bytes:
-    """Read ``pack`` back.
+    """Read ``pack`` back, in one piece.
+
+    Guarantees:
+      - What it accepts, ``pack`` would spell in the same records.
 
     Raises:
       MalformedMessage: the message has other content.
     """
-    record = content.get(_RECORD)
-    data = record.get(_KEY) if isinstance(record, ConfigRecord) and set(content) == {_RECORD} else None
-    if not isinstance(data, bytes):
-        raise MalformedMessage("a Flower message does not hold fedward's bytes", hint="the other side runs another app")
-    return data
+    message = _held(content, _RECORD)
+    if set(content) == {_RECORD} and isinstance(message, bytes) and not is_plan(message):
+        return message
+    body = _held(content, _BODY)
+    if set(content) == {_RECORD, _BODY} and isinstance(message, list) and isinstance(body, bytes):
+        match message:
+            case [bytes() as head, bytes() as signature]:
+                return PlanParts(head=head, body=body, signature=signature).joined()
+    raise MalformedMessage("a Flower message does not hold fedward's bytes", hint="the other side runs another app")
+
+
+def _held(content: RecordDict, name: str) -> object:
+    record = content.get(name)
+    return record[_KEY] if isinstance(record, ConfigRecord) and set(record) == {_KEY} else None

@@ -38,6 +38,7 @@ class Drop(StrEnum):
     TOO_LARGE = "too_large"  # norm, metrics or declared units beyond the limits
     NO_ANSWER = "no_answer"  # an error from the transport, or silence until the deadline
     LATE = "late"  # after the deadline
+    NOT_NEEDED = "not_needed"  # the round had as many updates as it wanted before this site answered
 
 
 @dataclass(kw_only=True)

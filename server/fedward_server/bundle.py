@@ -24,18 +24,22 @@ from fedward_common.errors import FedwardError, OutputError
 
 __all__ = ["Bundle", "run_id_of"]
 
-VERSION = 1
+VERSION = 2  # 2: base_name
 INITIAL, FROZEN = "initial.safetensors", "frozen.safetensors"
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Bundle:
-    """Config, spec and initial tensors of one run. ``run_id`` is fresh for every preparation."""
+    """Config, spec and initial tensors of one run. ``run_id`` is fresh for every preparation.
+
+    ``base_name`` is where users of the finished adapter find the base weights: a hub id, or a folder.
+    """
 
     run_id: str
     config: RunConfig
     initial: Adapter
     frozen: Mapping[str, Vector]
+    base_name: str
 
     @property
     def spec(self) -> AdapterSpec:
@@ -52,6 +56,7 @@ class Bundle:
         content = {
             "version": VERSION,
             "run_id": self.run_id,
+            "base_name": self.base_name,
             "config": self.config.model_dump(mode="json", by_alias=True),
             "spec": TypeAdapter(AdapterSpec).dump_python(self.spec, mode="json"),
             "files": {name: _sha256((folder / name).read_bytes()) for name in (INITIAL, FROZEN)},
@@ -74,6 +79,7 @@ class Bundle:
             spec = TypeAdapter(AdapterSpec).validate_python(content["spec"])
             return cls(
                 run_id=content["run_id"],
+                base_name=content["base_name"],
                 config=RunConfig.model_validate(content["config"]),
                 initial=Adapter.load(spec, folder / INITIAL),
                 frozen=load_file(folder / FROZEN),

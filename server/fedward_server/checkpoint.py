@@ -2,9 +2,11 @@
 
     checkpoints/round-0007/    state.json   adapter.safetensors   moments.safetensors
 
-A folder is written under another name, fsynced, and renamed into place; every file's digest is in state.json.
-``heads`` is the last ledger head of each site, which goes back to it in the next plan. ``extra`` is the caller's own
-JSON (the simulator keeps its virtual sites' ledgers there).
+A folder is written under another name, fsynced, and renamed into place; every file's digest is in state.json. Where the
+round was saved before, the old folder steps aside (``.round-0007.old``) and goes once the new one is in its place.
+``heads`` is the last ledger head of each site, which goes back to it in the next plan; ``missed`` the attempts that a
+failing site has missed. ``extra`` is the caller's own JSON (the simulator keeps its virtual sites' ledgers there).
+There is no random state: the coordinator draws cohorts alone, each from (seed, round, attempt).
 """
 
 from __future__ import annotations
@@ -14,8 +16,9 @@ import json
 import os
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -28,16 +31,18 @@ __all__ = ["Checkpoint", "Checkpoints"]
 
 VERSION = 1
 KEPT = 2
+NOBODY: Mapping[str, int] = MappingProxyType({})
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Checkpoint:
-    """What was read back: the state after ``state.finished`` rounds, its run, the sites' heads, the caller's JSON."""
+    """What was read back: the state after ``state.finished`` rounds, its run, numbers by site, the caller's JSON."""
 
     run_id: str
     state: State
     heads: dict[str, str]
     extra: dict[str, Any]
+    missed: dict[str, int] = field(default_factory=dict)
 
 
 class Checkpoints:
@@ -47,11 +52,21 @@ class Checkpoints:
         """Nothing is touched before the first save."""
         self._folder = folder
 
-    def save(self, state: State, *, run_id: str, heads: Mapping[str, str], extra: dict[str, Any]) -> None:
+    def save(
+        self,
+        state: State,
+        *,
+        run_id: str,
+        heads: Mapping[str, str],
+        extra: dict[str, Any],
+        missed: Mapping[str, int] = NOBODY,
+    ) -> None:
         """Write a checkpoint and forget all but the newest two.
 
         Guarantees:
-          - After a crash at any instant the newest complete checkpoint is found by ``latest``.
+          - After a crash at any instant the newest complete checkpoint is found by ``latest``, also where the round
+            had been saved before.
+          - Two checkpoints stay on disk, and nothing that a crash left behind.
 
         Raises:
           OutputError: the disk is full or not writable; earlier checkpoints are intact.
@@ -61,17 +76,16 @@ class Checkpoints:
         try:
             shutil.rmtree(draft, ignore_errors=True)
             draft.mkdir(parents=True)
-            _write(draft, state, {"run_id": run_id, "heads": dict(heads), "extra": extra})
-            shutil.rmtree(target, ignore_errors=True)
-            draft.rename(target)
-            _fsync(self._folder)
+            also = {"run_id": run_id, "heads": dict(heads), "missed": dict(missed), "extra": extra}
+            _write(draft, state, also)
+            self._put_in_place(draft, target)
         except OSError as error:
             shutil.rmtree(draft, ignore_errors=True)
             raise OutputError(
                 f"cannot write a checkpoint: {error.strerror or 'disk error'}",
                 hint="free disk space, then `fedward-sim run --resume` continues from the last checkpoint",
             ) from None
-        for old in self._finished()[:-KEPT]:
+        for old in [*self._finished()[:-KEPT], *self._folder.glob(".round-*")]:
             shutil.rmtree(old, ignore_errors=True)
 
     def latest(self, spec: AdapterSpec) -> Checkpoint:
@@ -89,10 +103,29 @@ class Checkpoints:
             earlier = f"remove it to continue from {found[-2].name}" if len(found) > 1 else "start the run anew"
             raise OutputError(f"checkpoint {found[-1]} is corrupt", hint=earlier) from None
 
+    def _put_in_place(self, draft: Path, target: Path) -> None:
+        # a folder that is not empty cannot be replaced in one step: the old one keeps counting until the new one does
+        if target.exists():
+            aside = _aside(target)
+            shutil.rmtree(aside, ignore_errors=True)
+            target.rename(aside)
+        draft.rename(target)
+        _fsync(self._folder)
+
     def _finished(self) -> list[Path]:
+        found = {_number(path.name): path for path in self._folder.glob(".round-*.old")}
+        found |= {_number(path.name): path for path in self._folder.glob("round-*")}
         # by number: as text, round-10000 would come before round-9999
-        found = [path for path in self._folder.glob("round-*") if path.name.removeprefix("round-").isdecimal()]
-        return sorted(found, key=lambda path: int(path.name.removeprefix("round-")))
+        return [found[number] for number in sorted(found) if number >= 0]
+
+
+def _aside(target: Path) -> Path:
+    return target.with_name(f".{target.name}.old")
+
+
+def _number(name: str) -> int:
+    digits = name.removeprefix(".").removeprefix("round-").removesuffix(".old")
+    return int(digits) if digits.isdecimal() else -1
 
 
 def _write(folder: Path, state: State, also: dict[str, Any]) -> None:
@@ -140,7 +173,13 @@ def _read(folder: Path, spec: AdapterSpec) -> Checkpoint:
             first=moments["first"].astype(np.float64), second=moments["second"], steps=dict(content["steps"])
         ),
     )
-    return Checkpoint(run_id=content["run_id"], state=state, heads=dict(content["heads"]), extra=content["extra"])
+    return Checkpoint(
+        run_id=content["run_id"],
+        state=state,
+        heads=dict(content["heads"]),
+        extra=content["extra"],
+        missed=dict(content.get("missed", {})),  # not in the first checkpoints of version 1
+    )
 
 
 def _sha256(path: Path) -> str:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
+from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,25 @@ from fedward_common.config import Method
 from fedward_common.errors import OutputError
 from fedward_server.bundle import Bundle
 
-__all__ = ["export_adapter", "peft_tensors"]
+__all__ = ["Epsilon", "export_adapter", "peft_tensors"]
+
+
+class Epsilon(StrEnum):
+    """What the epsilon of a model card is."""
+
+    SPENT = "spent"
+    """Computed from recorded events: a simulation has every site's ledger."""
+
+    PROMISED = "promised"
+    """The most that the signed plans allowed: a coordinator does not see the sites' ledgers."""
+
+
+SOURCES = {
+    Epsilon.SPENT: "Epsilon is the largest over\n"
+    "sites, computed by privacy-loss distributions from the recorded events.",
+    Epsilon.PROMISED: "Epsilon is what the\n"
+    "signed plans allowed at most; each site's signed certificate says what it spent.",
+}
 
 
 def peft_tensors(adapter: Adapter, frozen: Mapping[str, Vector]) -> dict[str, Vector]:
@@ -39,17 +58,15 @@ def peft_tensors(adapter: Adapter, frozen: Mapping[str, Vector]) -> dict[str, Ve
     return out
 
 
-def export_adapter(
-    folder: Path, adapter: Adapter, *, bundle: Bundle, base_name: str, summary: Mapping[str, Any]
-) -> None:
+def export_adapter(folder: Path, adapter: Adapter, *, bundle: Bundle, summary: Mapping[str, Any]) -> None:
     """Write the adapter folder.
 
     Args:
       folder: made if missing.
       adapter: the finished adapter.
-      bundle: config and frozen tensors.
-      base_name: where users find the base weights (a hub id or a folder).
-      summary: what the model card quotes.
+      bundle: config, frozen tensors, and where users find the base weights.
+      summary: what the model card quotes: ``sites``, ``rounds``, ``base_fingerprint``, ``epsilon`` and, as far as they
+        are known, ``epsilon_is``, ``waivers``, ``accuracy``, ``macro_f1``, ``majority_accuracy``, ``site_metrics``.
 
     Raises:
       OutputError: the disk is full or not writable.
@@ -59,13 +76,13 @@ def export_adapter(
         folder.mkdir(parents=True, exist_ok=True)
         _write_tensors(folder / "adapter_model.safetensors", peft_tensors(adapter, bundle.frozen))
         _write_tensors(folder / "head.safetensors", head)
-        _write_json(folder / "adapter_config.json", _peft_config(adapter, base_name, bundle.config.model.revision))
+        _write_json(folder / "adapter_config.json", _peft_config(adapter, bundle))
         _write_json(folder / "labels.json", list(bundle.config.task.labels))
-        (folder / "README.md").write_text(_card(bundle, base_name, summary), encoding="utf-8")
+        (folder / "README.md").write_text(_card(bundle, summary), encoding="utf-8")
     except OSError as error:
         raise OutputError(
             f"cannot write the adapter to {folder}: {error.strerror or 'disk error'}",
-            hint="free disk space, then `fedward-sim run --resume` exports it from the last checkpoint",
+            hint="free disk space; the last checkpoint still has it",
         ) from None
 
 
@@ -79,12 +96,12 @@ def _write_json(path: Path, content: object) -> None:
     path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def _peft_config(adapter: Adapter, base_name: str, revision: str | None) -> dict[str, Any]:
+def _peft_config(adapter: Adapter, bundle: Bundle) -> dict[str, Any]:
     return {
         "peft_type": "LORA",
         "task_type": "FEATURE_EXTRACTION",
-        "base_model_name_or_path": base_name,
-        "revision": revision,
+        "base_model_name_or_path": bundle.base_name,
+        "revision": bundle.config.model.revision,
         "r": adapter.spec.rank,
         "lora_alpha": adapter.spec.alpha,
         "target_modules": list(adapter.spec.target_modules),
@@ -94,44 +111,59 @@ def _peft_config(adapter: Adapter, base_name: str, revision: str | None) -> dict
     }
 
 
-def _card(bundle: Bundle, base_name: str, summary: Mapping[str, Any]) -> str:
+MEASURED = {
+    "accuracy": "accuracy (coordinator's evaluation data)",
+    "macro_f1": "macro F1",
+    "majority_accuracy": "always guessing the commonest label",
+}
+
+
+def _card(bundle: Bundle, summary: Mapping[str, Any]) -> str:
     config = bundle.config
     privacy, adapter = config.privacy, config.adapter
+    modules = ", ".join(adapter.target_modules)
     epsilon = math.ceil(summary["epsilon"] * 1000) / 1000  # up, never down
-    waivers = summary.get("waivers") or ()
-    waived = (
-        f"**Waived: {', '.join(waivers)}.** The run was a simulation whose randomness can be repeated from its seed; "
-        "for whoever knows the seed there is no privacy.\n"
-        if waivers
-        else ""
-    )
     return f"""---
-base_model: {base_name}
+base_model: {bundle.base_name}
 library_name: peft
 tags: [fedward, lora, differential-privacy, federated-learning]
 ---
 # {config.name}
 
 LoRA adapter and linear head for text classification into {len(config.task.labels)} labels (`labels.json`), trained by
-fedward over {summary["sites"]} sites in {summary["rounds"]} rounds. Base: `{base_name}`, fingerprint
+fedward over {summary["sites"]} sites in {summary["rounds"]} rounds. Base: `{bundle.base_name}`, fingerprint
 `{summary["base_fingerprint"]}`, {config.model.pooling.value} pooling, at most {config.model.max_tokens} tokens.
 
 | | |
 |---|---|
-| accuracy (coordinator's evaluation data) | {summary["accuracy"]:.4f} |
-| macro F1 | {summary["macro_f1"]:.4f} |
-| always guessing the commonest label | {summary["majority_accuracy"]:.4f} |
-| method, rank, modules | {adapter.method.value}, {adapter.rank}, {", ".join(adapter.target_modules)} |
+{_measured(summary)}| method, rank, modules | {adapter.method.value}, {adapter.rank}, {modules} |
 
 Data: `{Path(config.data.train).name}`, columns {", ".join(config.data.text)} and {config.data.label}.
 
 ## The guarantee
 At each site, the whole run, noisy site metrics included, is ({epsilon:g}, {privacy.delta:g})-differentially private
-for adding or removing one **{privacy.unit.value}** of that site. Epsilon is the largest over sites, computed by
-privacy-loss distributions from the recorded events.
-{waived}
+for adding or removing one **{privacy.unit.value}** of that site. {SOURCES[Epsilon(summary.get("epsilon_is", "spent"))]}
+{_waived(summary)}
 ## What it is not
-- The accuracy above was measured on the coordinator's evaluation data, which is outside the guarantee.
+- Any accuracy on the coordinator's evaluation data is outside the guarantee.
 - It does not cover a person present at several sites, or several records of one person when the unit is a record.
 - It says nothing about settings picked by looking at real data, nor that the sites' data is what they say.
 """
+
+
+def _measured(summary: Mapping[str, Any]) -> str:
+    rows = [(text, summary[key]) for key, text in MEASURED.items() if key in summary]
+    sites = summary.get("site_metrics") or {}
+    if "accuracy" in sites:
+        rows.append(("accuracy over the sites' validation units (noisy, inside the guarantee)", sites["accuracy"]))
+    return "".join(f"| {text} | {value:.4f} |\n" for text, value in rows)
+
+
+def _waived(summary: Mapping[str, Any]) -> str:
+    waivers = summary.get("waivers") or ()
+    if not waivers:
+        return ""
+    return (
+        f"**Waived: {', '.join(waivers)}.** The run was a simulation whose randomness can be repeated from its seed; "
+        "for whoever knows the seed there is no privacy.\n"
+    )

@@ -2,16 +2,14 @@
 
 One loop for simulation and deployment, on Flower's Grid. Fewer answers than the minimum: the round is abandoned, says
 so, and is retried under the same plan id, so that sites send what they stored rather than spend again; the adapter
-does not move. One site's fault never ends a run.
+does not move. Neither one site's fault nor a SuperLink that is away for a moment ends a run.
 """
 
 from __future__ import annotations
 
 import time
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import zip_longest
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -20,21 +18,23 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 from flwr.app import Message
 from flwr.serverapp import Grid
 
-from fedward_common.codec import encode_plan, key_fingerprint
+from fedward_common.codec import PlanParts, PlanWriter, key_fingerprint
 from fedward_common.config import RunConfig
-from fedward_common.errors import InputError, MalformedMessage, RoundAbandoned
-from fedward_common.round import Aggregate, Refusal, RoundPlan, RoundRecord, Training, Update
+from fedward_common.errors import InputError, RoundAbandoned, RunStopped
+from fedward_common.round import Aggregate, Fold, RoundPlan, RoundRecord, Training
 from fedward_common.wire import pack, unpack
-from fedward_server.admission import Admission, Drop, weight_of
+from fedward_server.admission import Admission
+from fedward_server.attendance import Attendance
 from fedward_server.bundle import Bundle
 from fedward_server.checkpoint import Checkpoints
+from fedward_server.collecting import Addressee, Attempt, Collector, PostError
 from fedward_server.evaluation import Evaluator
 from fedward_server.records import RoundLog, write_witness
 from fedward_server.state import State, advance
 
 __all__ = ["Coordinator", "EnrolledSite", "Observer", "plan_for", "stage_of"]
 
-POLL_S = 0.2
+WAIT_S = 1.0  # between two looks at who is connected
 
 
 class Observer(Protocol):
@@ -50,6 +50,10 @@ class Observer(Protocol):
 
     def round_finished(self, record: RoundRecord) -> None:
         """An attempt is over, finished or abandoned."""
+        ...
+
+    def note(self, text: str) -> None:
+        """One sentence for people: whom the run waits for, who was set aside, that messages do not pass."""
         ...
 
 
@@ -97,17 +101,56 @@ def plan_for(bundle: Bundle, state: State, *, expires_at: float) -> RoundPlan:
     )
 
 
-@dataclass(kw_only=True)
-class _Attempt:
-    """What happened so far in one attempt at a round."""
+@dataclass(frozen=True, kw_only=True)
+class _Letter:
+    """An answer in a Flower message."""
 
-    aggregate: Aggregate
-    started: float
-    cohort: int = 0
-    bytes_down: int = 0
-    bytes_up: int = 0
-    refused: Counter[str] = field(default_factory=Counter)
-    dropped: Counter[str] = field(default_factory=Counter)
+    message: Message
+
+    @property
+    def answers(self) -> str:
+        # an error that the SuperLink invents names the SuperLink as its source: go by the message answered
+        return self.message.metadata.reply_to_message_id
+
+    def read(self) -> bytes | None:
+        return unpack(self.message.content) if self.message.has_content() else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class _FlowerPost:
+    """A Grid as the collector sees it.
+
+    Flower's Grid tries again by itself, without end, where nobody listens, and raises what else can go wrong: a status
+    such as 500, or whatever its own parsing raises on the records of one site. So every exception is for now; Ctrl-C
+    and Flower's own end of a run are none.
+    """
+
+    grid: Grid
+
+    def connected(self) -> set[int]:
+        """Ids of the nodes that are there."""
+        try:
+            return set(self.grid.get_node_ids())
+        except Exception as error:
+            raise PostError(type(error).__name__) from None
+
+    def send(self, node: int, plan: PlanParts, *, group: str, seconds: float) -> str | None:
+        # a new message at each try: half a push may lie at the SuperLink under the old one's id. Its time to live is
+        # the plan's, so that a node that comes back does not find stale plans
+        message = Message(content=pack(plan), dst_node_id=node, message_type="train", group_id=group, ttl=seconds)
+        try:
+            sent = list(self.grid.push_messages([message]))
+        except Exception as error:
+            raise PostError(type(error).__name__) from None
+        # Flower gives None for a message that it could not send, and an empty list where it could send none
+        return (sent[0] or None) if sent else None
+
+    def fetch(self, identifier: str) -> Iterator[_Letter]:
+        try:
+            found = self.grid.pull_messages([identifier])
+        except Exception as error:
+            raise PostError(type(error).__name__) from None
+        return (_Letter(message=message) for message in found)
 
 
 @dataclass(kw_only=True)
@@ -115,13 +158,16 @@ class Coordinator:
     """Runs a prepared bundle over a Grid.
 
     ``sites`` maps Flower's node ids to enrolled sites; nobody else is asked. ``heads`` holds the last ledger head of
-    each site by name: it goes back to the site in the next plan, so that a ledger that was set back shows. ``witness``
-    is a file that keeps them for a site that has to reconcile its ledger; a simulation needs none. ``extra`` is asked
-    for JSON to keep in each checkpoint and ``spent`` for the largest epsilon over sites, where the caller knows it.
+    each site by name: it goes back to the site in the next plan, so that a ledger that was set back shows. ``missed``
+    counts the attempts that each failing site has missed; both begin as the checkpoint has them. ``witness`` is a file
+    that keeps the heads for a site that has to reconcile its ledger; a simulation needs none. ``extra`` is asked for
+    JSON to keep in each checkpoint and ``spent`` for the largest epsilon over sites, where the caller knows it.
+    ``stopping`` is asked, often, whether to stop.
 
     Guarantees:
       - Memory does not grow with the number of sites: one update and one sum at a time.
       - After each finished round the checkpoint and the round's record are on disk before the next plan is sent.
+      - A round ends: it waits for sites, and for answers, no longer than the deadline each.
     """
 
     bundle: Bundle
@@ -132,45 +178,90 @@ class Coordinator:
     checkpoints: Checkpoints
     log: RoundLog
     heads: dict[str, str] = field(default_factory=dict)
+    missed: dict[str, int] = field(default_factory=dict)
     witness: Path | None = None
     extra: Callable[[], dict[str, Any]] = dict
     spent: Callable[[], float | None] = lambda: None
     clock: Callable[[], float] = time.time
     sleep: Callable[[float], None] = time.sleep
+    stopping: Callable[[], bool] = lambda: False
 
     def run(self, grid: Grid, state: State) -> State:
         """Run every round that is left and return the last state.
 
         Raises:
           RoundAbandoned: a round found too few answers, also after every retry. The last checkpoint stands.
+          RunStopped: ``stopping`` said so. The last checkpoint stands.
         """
         while state.finished < self.bundle.config.total_rounds:
-            state = self._round(grid, state)
+            state = self._round(_FlowerPost(grid=grid), state)
         return state
 
-    def _round(self, grid: Grid, state: State) -> State:
+    def _round(self, post: _FlowerPost, state: State) -> State:
         limits = self.bundle.config.rounds
-        for attempt in range(1, limits.retries + 2):
+        for number in range(1, limits.retries + 2):
+            nodes = self._wait_for_sites(post)
             plan = plan_for(self.bundle, state, expires_at=self.clock() + limits.deadline_s)
-            result = self._attempt(grid, state, plan, attempt)
-            self._remember(plan)
-            if result.aggregate.count >= limits.minimum:
-                return self._finish(state, plan, attempt, result)
-            self._note(plan, attempt, result, state, abandoned=True)
+            result = self._attempt(post, state, plan, number, self._cohort(nodes, plan.round, number))
+            if result.fold.count >= limits.minimum:
+                return self._finish(state, plan, number, result)
+            self._note(plan, number, result, state, result.fold.aggregate())
         raise RoundAbandoned(
             f"round {state.finished + 1} found fewer than {limits.minimum} answers in {limits.retries + 1} attempts",
             hint="look at the refusals in rounds.jsonl; `fedward-sim run --resume` continues from the last round",
         )
 
-    def _attempt(self, grid: Grid, state: State, plan: RoundPlan, attempt: int) -> _Attempt:
-        nodes = self._cohort(sorted(set(grid.get_node_ids()) & set(self.sites)), plan.round, attempt)
+    def _wait_for_sites(self, post: _FlowerPost) -> list[int]:
+        # asking fewer than the minimum would cost them a round of work for an attempt that cannot succeed
+        needed, until, told = self.bundle.config.rounds.minimum, self.clock() + self.bundle.config.rounds.deadline_s, ""
+        while True:
+            self._pause(0.0)
+            try:
+                there = {node: self.sites[node].name for node in post.connected() if node in self.sites}
+                why = f"{len(set(there.values()))} of at least {needed} sites are connected"
+            except PostError as error:
+                there, why = {}, f"the SuperLink does not say who is connected ({error})"
+            if len(set(there.values())) >= needed:
+                return self._attendance.invited(there, minimum=needed)
+            if self.clock() >= until:
+                return []
+            if why != told:
+                self.observer.note(f"waiting: {why}")
+                told = why
+            self._pause(min(WAIT_S, until - self.clock()))
+
+    def _pause(self, seconds: float) -> None:
+        if self.stopping():
+            raise RunStopped("the run was asked to stop", hint="resume it: it continues from the last checkpoint")
+        if seconds > 0:
+            self.sleep(seconds)
+
+    @property
+    def _attendance(self) -> Attendance:
+        return Attendance(limit=self.bundle.config.rounds.set_aside_after, missed=self.missed)
+
+    def _attempt(self, post: _FlowerPost, state: State, plan: RoundPlan, number: int, nodes: Sequence[int]) -> Attempt:
         stage = plan.terms.stages[plan.stage].name
-        self.observer.round_started(round=plan.round, stage=stage, attempt=attempt, cohort=len(nodes))
+        self.observer.round_started(round=plan.round, stage=stage, attempt=number, cohort=len(nodes))
         spec = self.bundle.spec.subset(plan.training.groups)
-        result = _Attempt(aggregate=Aggregate.empty(spec), started=time.perf_counter(), cohort=len(nodes))
-        admission = Admission(plan=plan, spec=spec, max_norm=self.bundle.config.server.max_update_norm)
-        asked = self._push(grid, nodes, lambda node: self._plan_bytes(node, plan, state), plan.round, result)
-        self._collect(grid, asked, admission, result, plan.expires_at)
+        result = Attempt(fold=Fold(spec))
+        collector = Collector(
+            post=post,
+            plans=self._writer(plan, state),
+            admission=Admission(plan=plan, spec=spec, max_norm=self.bundle.config.server.max_update_norm),
+            weights=self.bundle.config.server.weights,
+            goal=self.bundle.config.rounds.goal,
+            clock=self.clock,
+            pause=self._pause,
+            told=self.observer.answered,
+            note=self.observer.note,
+            attempt=result,
+        )
+        try:
+            collector.collect([self._addressee(node) for node in nodes])
+        finally:
+            self._remember(plan, result)
+        self._take_attendance(result)
         return result
 
     def _cohort(self, nodes: Sequence[int], round: int, attempt: int) -> list[int]:
@@ -183,128 +274,61 @@ class Coordinator:
         chosen = generator.choice(len(nodes), size=config.rounds.cohort, replace=False)
         return sorted(nodes[index] for index in chosen)
 
-    def _plan_bytes(self, node: int, plan: RoundPlan, state: State) -> bytes:
-        site = self.sites[node]
-        own = plan.addressed_to(key_fingerprint(site.key), ledger_head=self.heads.get(site.name, ""))
-        return encode_plan(own, state.adapter, key=self.key)
+    def _addressee(self, node: int) -> Addressee:
+        return Addressee(node=node, name=self.sites[node].name, key=self.sites[node].key)
 
-    def _push(
-        self, grid: Grid, nodes: Sequence[int], plan_bytes: Callable[[int], bytes], round: int, result: _Attempt
-    ) -> dict[str, int]:
-        plans = [plan_bytes(node) for node in nodes]
-        messages = [
-            Message(content=pack(data), dst_node_id=node, message_type="train", group_id=str(round))
-            for node, data in zip(nodes, plans, strict=True)
-        ]
-        asked: dict[str, int] = {}
-        # Flower gives None for a message that it could not send, and an empty list where it could send none
-        for node, data, identifier in zip_longest(nodes, plans, grid.push_messages(messages)):
-            if identifier:
-                asked[identifier] = node
-                result.bytes_down += len(data)
-            else:
-                self._drop(node, Drop.NO_ANSWER, result)
-        return asked
+    def _writer(self, plan: RoundPlan, state: State) -> Callable[[Addressee], PlanParts]:
+        writer = PlanWriter(state.adapter, key=self.key)
 
-    def _collect(
-        self, grid: Grid, asked: dict[str, int], admission: Admission, result: _Attempt, deadline: float
-    ) -> None:
-        waiting = dict(asked)
-        while waiting and self.clock() < deadline:
-            before = len(waiting)
-            for identifier in list(waiting):
-                if self.clock() < deadline:
-                    self._pull(grid, identifier, asked, waiting, admission, result)
-            if len(waiting) == before:
-                self.sleep(POLL_S)
-        for node in waiting.values():
-            self._drop(node, Drop.NO_ANSWER, result)
+        def parts(site: Addressee) -> PlanParts:
+            head = self.heads.get(site.name, "")
+            return writer.parts(plan.addressed_to(key_fingerprint(site.key), ledger_head=head))
 
-    def _pull(
-        self,
-        grid: Grid,
-        identifier: str,
-        asked: Mapping[str, int],
-        waiting: dict[str, int],
-        admission: Admission,
-        result: _Attempt,
-    ) -> None:
-        # one message a pull, and no name of it outlives this call: memory holds one update, whatever the cohort
-        for reply in grid.pull_messages([identifier]):
-            # an error that the SuperLink invents names the SuperLink as its source: go by the message answered
-            answered = reply.metadata.reply_to_message_id
-            if answered not in asked:
-                continue
-            node = asked[answered]
-            if waiting.pop(answered, None) is None:
-                self._drop(node, Drop.DUPLICATE, result)
-            elif self.clock() >= admission.plan.expires_at:
-                self._drop(node, Drop.LATE, result)
-            else:
-                self._judge(node, reply, admission, result)
+        return parts
 
-    def _judge(self, node: int, reply: Message, admission: Admission, result: _Attempt) -> None:
-        if reply.has_error():
-            return self._drop(node, Drop.NO_ANSWER, result)
-        try:
-            data = unpack(reply.content)
-        except MalformedMessage:
-            return self._drop(node, Drop.MALFORMED, result)
-        result.bytes_up += len(data)
-        site = self.sites.get(node)
-        verdict = admission.admit(self._name(node), data, key=site.key if site else None)
-        if isinstance(verdict, Update):
-            weight = weight_of(verdict, self.bundle.config.server.weights)
-            result.aggregate = result.aggregate + Aggregate.of(verdict, weight=weight)
-            self.heads[self._name(node)] = verdict.ledger_head
-            self.observer.answered(self._name(node), "update")
-        elif isinstance(verdict, Refusal):
-            result.refused[verdict.code.value] += 1
-            self.observer.answered(self._name(node), verdict.code.value)
-        else:
-            self._drop(node, verdict, result)
-        return None
-
-    def _drop(self, node: int, reason: Drop, result: _Attempt) -> None:
-        result.dropped[reason.value] += 1
-        self.observer.answered(self._name(node), reason.value)
-
-    def _name(self, node: int) -> str:
-        return self.sites[node].name if node in self.sites else f"node-{node}"
-
-    def _finish(self, state: State, plan: RoundPlan, attempt: int, result: _Attempt) -> State:
-        config = self.bundle.config
-        rate = config.stages[plan.stage].server_learning_rate or config.server.learning_rate
-        after = advance(state, result.aggregate, optimiser=config.server.optimiser, learning_rate=rate)
-        self._note(plan, attempt, result, after, abandoned=False)
-        self.checkpoints.save(after, run_id=self.bundle.run_id, heads=self.heads, extra=self.extra())
-        return after
-
-    def _remember(self, plan: RoundPlan) -> None:
-        # after every attempt, also an abandoned one: its updates have left the sites
+    def _remember(self, plan: RoundPlan, result: Attempt) -> None:
+        # after every attempt, also one that was abandoned or stopped: its updates have left the sites
+        self.heads.update(result.heads)
         if self.witness:
             known = {key_fingerprint(site.key): self.heads.get(site.name) for site in self.sites.values()}
             heads = {site: head for site, head in known.items() if head}
             write_witness(self.witness, run_id=self.bundle.run_id, terms=plan.terms, heads=heads)
 
-    def _note(self, plan: RoundPlan, attempt: int, result: _Attempt, state: State, *, abandoned: bool) -> None:
+    def _take_attendance(self, result: Attempt) -> None:
+        for name in self._attendance.note(asked=result.asked, updated=result.updated, spared=result.spared):
+            self.observer.note(f"{name} is set aside: {self.missed[name]} attempts in a row without an update from it")
+
+    def _finish(self, state: State, plan: RoundPlan, attempt: int, result: Attempt) -> State:
+        config = self.bundle.config
+        rate = config.stages[plan.stage].server_learning_rate or config.server.learning_rate
+        aggregate = result.fold.aggregate()
+        after = advance(state, aggregate, optimiser=config.server.optimiser, learning_rate=rate)
+        self._note(plan, attempt, result, after, aggregate)
+        self.checkpoints.save(
+            after, run_id=self.bundle.run_id, heads=self.heads, missed=self.missed, extra=self.extra()
+        )
+        return after
+
+    def _note(self, plan: RoundPlan, attempt: int, result: Attempt, state: State, aggregate: Aggregate) -> None:
+        abandoned = state.finished < plan.round
         record = RoundRecord(
             round=plan.round,
             stage=plan.terms.stages[plan.stage].name,
             attempt=attempt,
             cohort=result.cohort,
-            replied=result.aggregate.count,
+            replied=aggregate.count,
             refused=dict(result.refused),
             dropped=dict(result.dropped),
             bytes_down=result.bytes_down,
             bytes_up=result.bytes_up,
             seconds=round(time.perf_counter() - result.started, 3),
-            update_norm=result.aggregate.mean().l2_norm(),
+            update_norm=aggregate.mean().l2_norm(),
             adapter_digest=state.adapter.digest,
             abandoned=abandoned,
             evaluation=None if abandoned else self.evaluator.evaluate(state.adapter, round=plan.round),
-            sites=None if abandoned else result.aggregate.site_metrics(),
+            sites=None if abandoned else aggregate.site_metrics(),
             epsilon=self.spent(),
+            set_aside=self._attendance.aside,
         )
         self.log.append(record)
         self.observer.round_finished(record)

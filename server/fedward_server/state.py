@@ -66,29 +66,35 @@ def advance(state: State, aggregate: Aggregate, *, optimiser: ServerOptimiser, l
     Raises:
       SpecMismatch: the aggregate is of another adapter.
     """
-    mean = aggregate.mean()
-    part = state.adapter.subset(mean.spec.groups)
-    if part.spec.digest != mean.spec.digest:
+    if state.adapter.spec.subset(aggregate.spec.groups).digest != aggregate.spec.digest:
         raise SpecMismatch("the aggregate belongs to another adapter", hint="compare both spec digests")
-    moments = state.moments
-    step = mean.vector.astype(np.float64)
+    mean, moments = aggregate.mean(), state.moments
     if optimiser is ServerOptimiser.ADAM:
-        step, moments = _adam(state, mean)
-    moved = Adapter(spec=part.spec, vector=(part.vector + learning_rate * step).astype(np.float32))
-    return replace(state, finished=state.finished + 1, adapter=state.adapter.replaced(moved), moments=moments)
-
-
-def _adam(state: State, mean: Adapter) -> tuple[NDArray[np.float64], Moments]:
-    first, second = state.moments.first.copy(), state.moments.second.copy()
-    steps = dict(state.moments.steps)
-    step = np.zeros(mean.spec.size)
-    for name, part in mean.spec.slices.items():
+        moments = _moved_on(moments, state.adapter, mean)
+    vector = state.adapter.vector.copy()
+    for name, part in mean.spec.slices.items():  # a tensor at a time, so that float64 stays small
         whole = state.adapter.spec.slices[name]
+        step = mean.vector[part].astype(np.float64)
+        if optimiser is ServerOptimiser.ADAM:
+            step = _adam_step(moments, name, whole)
+        vector[whole] = (vector[whole] + learning_rate * step).astype(np.float32)
+    adapter = Adapter(spec=state.adapter.spec, vector=vector)
+    return replace(state, finished=state.finished + 1, adapter=adapter, moments=moments)
+
+
+def _moved_on(moments: Moments, adapter: Adapter, mean: Adapter) -> Moments:
+    first, second, steps = moments.first.copy(), moments.second.copy(), dict(moments.steps)
+    for name, part in mean.spec.slices.items():
+        whole = adapter.spec.slices[name]
         delta = mean.vector[part].astype(np.float64)
         steps[name] += 1
         first[whole] = FIRST_DECAY * first[whole] + (1 - FIRST_DECAY) * delta
         second[whole] = SECOND_DECAY * second[whole] + (1 - SECOND_DECAY) * delta**2
-        unbiased = first[whole] / (1 - FIRST_DECAY ** steps[name])
-        scale = np.sqrt(second[whole] / (1 - SECOND_DECAY ** steps[name]))
-        step[part] = unbiased / (scale + TINY)
-    return step, Moments(first=first, second=second, steps=steps)
+    return Moments(first=first, second=second, steps=steps)
+
+
+def _adam_step(moments: Moments, name: str, whole: slice) -> NDArray[np.float64]:
+    unbiased = moments.first[whole] / (1 - FIRST_DECAY ** moments.steps[name])
+    scale = np.sqrt(moments.second[whole] / (1 - SECOND_DECAY ** moments.steps[name]))
+    step: NDArray[np.float64] = unbiased / (scale + TINY)
+    return step

@@ -41,7 +41,11 @@ def prepare(config: RunConfig, *, run_id: str | None = None) -> Prepared:
         model.spec, {name: np.array(value) for name, value in model.read(model.spec.groups).tensors.items()}
     )
     bundle = Bundle(
-        run_id=run_id or run_id_of(config, nonce=os.urandom(32)), config=config, initial=initial, frozen=model.frozen
+        run_id=run_id or run_id_of(config, nonce=os.urandom(32)),
+        config=config,
+        initial=initial,
+        frozen=model.frozen,
+        base_name=public_base_name(config),
     )
     return Prepared(bundle=bundle, base=base, model=model)
 

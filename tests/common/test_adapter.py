@@ -219,6 +219,32 @@ def test_bytes_and_tensors_round_trip(vector: np.ndarray[Any, np.dtype[np.float3
     assert Adapter.from_tensors(SPEC, adapter.tensors).digest == adapter.digest
 
 
+@given(anything)
+@settings(deadline=None, max_examples=30)
+def test_a_view_reads_the_same_numbers_at_an_odd_address_without_a_copy(
+    vector: np.ndarray[Any, np.dtype[np.float32]],
+) -> None:
+    adapter = Adapter(spec=SPEC, vector=vector)
+    data = b"x" + adapter.to_bytes()
+    view = Adapter.view(SPEC, memoryview(data)[1:])
+    assert np.shares_memory(view.vector, np.frombuffer(data, np.uint8))
+    assert view.digest == adapter.digest
+    assert view.l2_norm() == pytest.approx(adapter.l2_norm(), nan_ok=True)
+    assert view.to_bytes() == adapter.to_bytes()
+    with pytest.raises(MalformedMessage):
+        Adapter.view(SPEC, data)
+
+
+def test_blocks_are_the_whole_vector_in_order_and_the_norm_over_many_is_the_norm() -> None:
+    spec = replace(HEAD, tensors={"head.weight": (1000, 600), "head.bias": (7,)})
+    numbers = np.random.default_rng(1).normal(size=spec.size).astype(np.float32)
+    blocks = list(spec.blocks())
+    assert len(blocks) > 3
+    assert np.concatenate([numbers[part] for part in blocks]).tobytes() == numbers.tobytes()
+    norm = math.sqrt(math.fsum(np.square(numbers.astype(np.float64)).tolist()))
+    assert Adapter(spec=spec, vector=numbers).l2_norm() == pytest.approx(norm, rel=1e-14)
+
+
 def test_bytes_are_little_endian_in_the_order_of_names() -> None:
     assert adapter_of([1.0] + [0.0] * 8).to_bytes()[:4] == b"\x00\x00\x80\x3f"
     assert START.tensors["head.bias"].tolist() == [0.5, -0.5]

@@ -15,7 +15,16 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
 from fedward_common.adapter import Adapter
-from fedward_common.codec import decode_plan, decode_reply, encode_plan, encode_reply, key_fingerprint, new_key
+from fedward_common.codec import (
+    PlanWriter,
+    decode_plan,
+    decode_reply,
+    encode_plan,
+    encode_reply,
+    is_plan,
+    key_fingerprint,
+    new_key,
+)
 from fedward_common.config import LocalOptimiser, Weights
 from fedward_common.errors import BadSignature, MalformedMessage, MessageError, NonFiniteUpdate, SpecMismatch
 from fedward_common.privacy.events import GaussianSum, Side
@@ -444,3 +453,43 @@ def test_keys_are_fresh_and_have_fingerprints_of_their_own() -> None:
 
 def test_the_length_field_counts_the_header() -> None:
     assert struct.unpack_from("<I", PLAN_BYTES, 7) == (len(taken_apart(PLAN_BYTES)[1]),)
+
+
+# ---- plans of one round
+
+
+def test_the_parts_joined_are_what_encode_plan_gives() -> None:
+    writer = PlanWriter(START, key=KEY)
+    for site in ("a" * 64, "b" * 64):
+        plan = plan_from().addressed_to(site, ledger_head="c" * 64)
+        parts, whole = writer.parts(plan), encode_plan(plan, START, key=KEY)
+        assert (parts.joined(), parts.size) == (whole, len(whole))
+        back, adapter = decode_plan(parts.joined(), public_key=PUBLIC)
+        assert (back, adapter.digest) == (plan, START.digest)
+
+
+def test_the_adapters_bytes_exist_once_whatever_the_number_of_plans() -> None:
+    writer = PlanWriter(START, key=KEY)
+    bodies = {id(writer.parts(plan_from().addressed_to(f"{n:064x}")).body) for n in range(20)}
+    assert len(bodies) == 1
+
+
+def test_a_writer_refuses_a_plan_that_announces_another_adapter() -> None:
+    with pytest.raises(SpecMismatch):
+        PlanWriter(START, key=KEY).parts(plan_from(START.scaled(2.0)))
+
+
+def test_what_begins_as_a_plan_is_told_from_the_rest() -> None:
+    assert is_plan(PLAN_BYTES)
+    assert is_plan(PLAN_BYTES[:7])
+    for other in (b"", PLAN_BYTES[:6], b"plan", encode_reply(Refusal(plan_id="0" * 64, code=Code.EXPIRED), key=KEY)):
+        assert not is_plan(other)
+
+
+def test_an_updates_numbers_stay_where_they_lie() -> None:
+    data = encode_reply(update_for(plan_from()), key=KEY)
+    read = decode_reply(data, public_key=PUBLIC, spec=HEAD)
+    assert isinstance(read, Update)
+    assert np.shares_memory(read.delta.vector, np.frombuffer(data, np.uint8))
+    assert read.delta.vector.tolist() == [1.0, 2.0, 3.0, 4.0, 5.0, 6.0]
+    assert not read.delta.vector.flags.writeable

@@ -1,7 +1,8 @@
 from __future__ import annotations
 
+import json
 import math
-from dataclasses import fields, replace
+from dataclasses import asdict, fields, replace
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,8 @@ from fedward_common.config import LocalOptimiser, Weights
 from fedward_common.errors import FedwardError, InputError, SpecMismatch
 from fedward_common.privacy.guarantee import Unit
 from fedward_common.privacy.mechanism import MetricSums
-from fedward_common.round import Aggregate, RoundPlan, Training
+from fedward_common.round import Aggregate, Fold, RoundPlan, RoundRecord, Training
+from support.memory import traced
 from support.nouns import HEAD, SPEC, TERMS, TRAINING, plan_from, update_for
 
 PLAN = plan_from()
@@ -179,3 +181,86 @@ def test_an_evaluation_of_nothing_but_zeros_still_counts_as_one() -> None:
     update = update_for(PLAN, metrics=MetricSums(correct=0.0, units=0.0, loss=0.0))
     metrics = Aggregate.of(update, weight=1.0).site_metrics()
     assert metrics == {"accuracy": 0.0, "loss": 0.0, "units": 0.0, "sites": 1.0}
+
+
+# ---- an aggregate while it grows
+
+
+@settings(deadline=None, max_examples=50)
+@given(updates=UPDATES)
+def test_a_fold_is_to_the_bit_the_sum_of_aggregates(updates: list[tuple[Any, float]]) -> None:
+    fold, total = Fold(HEAD), Aggregate.empty(HEAD)
+    for number, (vector, weight) in enumerate(updates):
+        sums = MetricSums(correct=-0.5, units=2.0 + number, loss=1.5) if number % 2 else None
+        update = update_for(PLAN, delta=Adapter(spec=HEAD, vector=vector), metrics=sums)
+        fold.add(update, weight=weight)
+        total = total + Aggregate.of(update, weight=weight)
+    done = fold.aggregate()
+    assert done.total.tobytes() == total.total.tobytes()
+    assert done.metrics.tobytes() == total.metrics.tobytes()
+    assert (done.weight, done.count, done.evaluated) == (total.weight, total.count, total.evaluated)
+
+
+def test_a_fold_of_many_blocks_is_the_same_sum() -> None:
+    spec = replace(HEAD, tensors={"head.weight": (1000, 600), "head.bias": (7,)})
+    generator = np.random.default_rng(1)
+    fold, total = Fold(spec), Aggregate.empty(spec)
+    for weight in (0.3, 70.0):
+        delta = Adapter(spec=spec, vector=generator.normal(size=spec.size).astype(np.float32))
+        fold.add(update_for(PLAN, delta=delta), weight=weight)
+        total = total + Aggregate.of(update_for(PLAN, delta=delta), weight=weight)
+    done = fold.aggregate()
+    assert done.total.tobytes() == total.total.tobytes()
+    assert done.mean().vector.tobytes() == (total.total / 70.3).astype(np.float32).tobytes()
+
+
+@pytest.mark.parametrize("weight", [0.0, -1.0, math.nan, math.inf])
+def test_a_fold_refuses_a_weight_out_of_range(weight: float) -> None:
+    fold = Fold(HEAD)
+    with pytest.raises(InputError):
+        fold.add(update_for(PLAN), weight=weight)
+    assert fold.count == 0
+    np.testing.assert_array_equal(fold.aggregate().total, np.zeros(6))
+
+
+def test_a_fold_refuses_an_update_over_other_tensors() -> None:
+    with pytest.raises(SpecMismatch):
+        Fold(SPEC).add(update_for(PLAN), weight=1.0)
+
+
+def test_what_was_handed_over_no_longer_changes() -> None:
+    fold = Fold(HEAD)
+    fold.add(update_for(PLAN), weight=1.0)
+    done = fold.aggregate()
+    with pytest.raises(ValueError, match="read-only"):
+        fold.add(update_for(PLAN), weight=1.0)
+    assert done.total.tolist() == [1.0, 2.0, 3.0, 4.0, 5.0, 6.0]
+    assert done.count == 1
+
+
+def test_adding_an_update_takes_no_memory_that_grows_with_its_size() -> None:
+    spec = replace(HEAD, tensors={"head.weight": (2000, 2000), "head.bias": (2,)})
+    fold = Fold(spec)
+    update = update_for(PLAN, delta=Adapter.zeros(spec))
+    with traced() as peak:
+        fold.add(update, weight=2.0)
+    assert peak() < spec.size
+
+
+def test_a_record_is_the_same_after_json() -> None:
+    record = RoundRecord(
+        round=1,
+        stage="head",
+        attempt=1,
+        cohort=2,
+        replied=1,
+        refused={},
+        dropped={},
+        bytes_down=1,
+        bytes_up=1,
+        seconds=1.0,
+        update_norm=1.0,
+        adapter_digest="0" * 64,
+        set_aside=("a", "b"),
+    )
+    assert RoundRecord(**json.loads(json.dumps(asdict(record)))) == record

@@ -8,9 +8,10 @@ from __future__ import annotations
 import base64
 from dataclasses import replace
 
-from fedward_common.codec import VERSION, decode_plan, decode_reply, encode_plan, encode_reply
+from fedward_common.codec import VERSION, PlanWriter, decode_plan, decode_reply, encode_plan, encode_reply
 from fedward_common.privacy.mechanism import MetricSums
 from fedward_common.round import Code, Refusal, Update
+from fedward_common.wire import pack, unpack
 from support.nouns import HEAD, KEY, START, plan_from, update_for
 from support.signed import taken_apart
 
@@ -84,3 +85,15 @@ def test_the_same_nouns_give_the_same_bytes() -> None:
 def test_the_layout_is_the_documented_one() -> None:
     for kind, text in ((1, PLAN), (2, UPDATE), (3, REFUSAL)):
         assert taken_apart(base64.b64decode(text))[0] == kind
+
+
+def test_inside_flower_a_plan_is_three_parts_and_a_reply_is_one() -> None:
+    data = base64.b64decode(PLAN)
+    plan = pack(PlanWriter(START, key=KEY).parts(plan_from()))
+    assert {name: dict(record) for name, record in plan.items()} == {
+        "fedward": {"message": [data[: -64 - 36], data[-64:]]},
+        "fedward.body": {"message": data[-64 - 36 : -64]},
+    }
+    reply = pack(base64.b64decode(REFUSAL))
+    assert {name: dict(record) for name, record in reply.items()} == {"fedward": {"message": base64.b64decode(REFUSAL)}}
+    assert (unpack(plan), unpack(reply)) == (data, base64.b64decode(REFUSAL))

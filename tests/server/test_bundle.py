@@ -27,7 +27,7 @@ def test_a_bundle_round_trips(tmp_path: Path) -> None:
 
 
 def test_a_bundle_without_frozen_tensors_round_trips(tmp_path: Path) -> None:
-    Bundle(run_id="ab" * 32, config=config_of(), initial=START, frozen={}).save(tmp_path)
+    Bundle(run_id="ab" * 32, config=config_of(), initial=START, frozen={}, base_name="x/y").save(tmp_path)
     assert dict(Bundle.load(tmp_path).frozen) == {}
 
 

@@ -1,7 +1,11 @@
 from __future__ import annotations
 
+import contextlib
 import errno
+import hashlib
+import json
 import os
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -139,6 +143,86 @@ def test_a_crash_before_the_rename_leaves_the_one_before(
     save(tmp_path, 2)
     assert checkpoints.latest(SPEC).state.finished == 2
     assert names(tmp_path) == ["round-0001", "round-0002"]
+
+
+STEPS = [
+    (Path, "mkdir"),
+    (Path, "write_bytes"),
+    (Path, "write_text"),
+    (checkpoint, "_fsync"),
+    (Path, "rename"),
+    (shutil, "rmtree"),
+]
+
+
+@pytest.mark.parametrize("instant", range(25))
+def test_a_crash_at_any_step_of_saving_a_round_again_leaves_the_old_one_or_the_new_one(
+    instant: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every call that touches the disk is a step; the crash comes before or, on the next run, after it."""
+    checkpoints = save(tmp_path, 1, 2)
+    happened = 0
+
+    def counted(call: Callable[..., Any]) -> Callable[..., Any]:
+        def stepped(*args: Any, **more: Any) -> Any:
+            nonlocal happened
+            happened += 1
+            if happened > instant:
+                raise KeyboardInterrupt
+            return call(*args, **more)
+
+        return stepped
+
+    with monkeypatch.context() as patch, contextlib.suppress(KeyboardInterrupt):
+        for owner, name in STEPS:
+            patch.setattr(owner, name, counted(getattr(owner, name)))
+        checkpoints.save(state_after(2), run_id="ef" * 32, heads={}, extra={})
+    found = Checkpoints(tmp_path).latest(SPEC)
+    assert (found.state.finished, found.run_id in ("cd" * 32, "ef" * 32)) == (2, True)
+    if happened <= instant:
+        assert (found.run_id, names(tmp_path)) == ("ef" * 32, ["round-0001", "round-0002"])
+    checkpoints.save(state_after(2), run_id="12" * 32, heads={}, extra={})
+    assert checkpoints.latest(SPEC).run_id == "12" * 32
+    assert names(tmp_path) == ["round-0001", "round-0002"]
+
+
+def test_those_instants_are_all_of_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpoints, calls = save(tmp_path, 1, 2), 0
+
+    def counted(call: Callable[..., Any]) -> Callable[..., Any]:
+        def stepped(*args: Any, **more: Any) -> Any:
+            nonlocal calls
+            calls += 1
+            return call(*args, **more)
+
+        return stepped
+
+    for owner, name in STEPS:
+        monkeypatch.setattr(owner, name, counted(getattr(owner, name)))
+    checkpoints.save(state_after(2), run_id="ef" * 32, heads={}, extra={})
+    assert 10 < calls < 25
+
+
+def test_nothing_that_a_crash_left_behind_stays_on_disk(tmp_path: Path) -> None:
+    checkpoints = save(tmp_path, 1, 2, 3)
+    for name in (".round-0001.part", ".round-0002.old", ".round-0009.part"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "state.json").write_text("{}", encoding="utf-8")
+    assert checkpoints.latest(SPEC).state.finished == 3
+    save(tmp_path, 4)
+    assert names(tmp_path) == ["round-0003", "round-0004"]
+
+
+def test_what_sites_have_missed_comes_back_and_was_not_in_the_first_checkpoints(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(state_after(1), run_id="cd" * 32, heads={}, extra={}, missed={"site-1": 4})
+    assert checkpoints.latest(SPEC).missed == {"site-1": 4}
+    path = tmp_path / "round-0001" / "state.json"
+    content = json.loads(path.read_text(encoding="utf-8"))["content"]
+    del content["missed"]
+    digest = hashlib.sha256(json.dumps(content).encode()).hexdigest()
+    path.write_text(json.dumps({"sha256": digest, "content": content}), encoding="utf-8")
+    assert checkpoints.latest(SPEC).missed == {}
 
 
 def test_files_are_on_disk_before_the_rename_and_the_folder_after(

@@ -45,7 +45,8 @@ def trained(tiny: ModelConfig, config: AdapterConfig) -> tuple[AdaptedModel, Ada
     adapter = Adapter(spec=model.spec, vector=values)
     model.load(adapter)
     run = config_of(model=tiny.model_dump(), adapter=config.model_dump())
-    return model, adapter, Bundle(run_id="cd" * 32, config=run, initial=adapter, frozen=model.frozen)
+    bundle = Bundle(run_id="cd" * 32, config=run, initial=adapter, frozen=model.frozen, base_name="someone/base")
+    return model, adapter, bundle
 
 
 # peft's PeftModel asks a model for a property that transformers 5 deprecates
@@ -58,7 +59,7 @@ def test_plain_peft_and_transformers_load_it_and_give_the_same_logits(
     import transformers
 
     model, adapter, bundle = trained(tiny, config)
-    export_adapter(tmp_path / "adapter", adapter, bundle=bundle, base_name=tiny.base, summary=SUMMARY)
+    export_adapter(tmp_path / "adapter", adapter, bundle=bundle, summary=SUMMARY)
     plain = transformers.AutoModel.from_pretrained(tiny.base).eval()
     loaded = peft.PeftModel.from_pretrained(plain, str(tmp_path / "adapter")).eval()
     head = load_file(tmp_path / "adapter" / "head.safetensors")
@@ -86,7 +87,7 @@ def test_the_tensors_are_an_ordinary_loras(config: AdapterConfig, tiny: ModelCon
 def test_the_folder_holds_json_safetensors_and_a_card_alone(tiny: ModelConfig, tmp_path: Path) -> None:
     _, adapter, bundle = trained(tiny, CONFIGS["core"])
     folder = tmp_path / "deep" / "adapter"
-    export_adapter(folder, adapter, bundle=bundle, base_name="someone/base", summary=SUMMARY)
+    export_adapter(folder, adapter, bundle=bundle, summary=SUMMARY)
     assert sorted(path.name for path in folder.iterdir()) == [
         "README.md",
         "adapter_config.json",
@@ -102,15 +103,28 @@ def test_the_folder_holds_json_safetensors_and_a_card_alone(tiny: ModelConfig, t
 
 def test_the_card_rounds_epsilon_up_and_names_waivers(tiny: ModelConfig, tmp_path: Path) -> None:
     _, adapter, bundle = trained(tiny, CONFIGS["core"])
-    export_adapter(tmp_path / "a", adapter, bundle=bundle, base_name="x/y", summary=SUMMARY)
+    export_adapter(tmp_path / "a", adapter, bundle=bundle, summary=SUMMARY)
     card = (tmp_path / "a" / "README.md").read_text(encoding="utf-8")
     assert "(7.124, 1e-05)-differentially private" in card
     assert "Waived" not in card
     assert bundle.config.model.pooling is Pooling.MEAN
     assert "mean pooling" in card
     waived = {**SUMMARY, "waivers": ["seeded_randomness"]}
-    export_adapter(tmp_path / "b", adapter, bundle=bundle, base_name="x/y", summary=waived)
+    export_adapter(tmp_path / "b", adapter, bundle=bundle, summary=waived)
     assert "**Waived: seeded_randomness.**" in (tmp_path / "b" / "README.md").read_text(encoding="utf-8")
+
+
+def test_a_card_without_the_coordinators_data_says_what_the_plans_promised(tiny: ModelConfig, tmp_path: Path) -> None:
+    _, adapter, bundle = trained(tiny, CONFIGS["core"])
+    known = {key: SUMMARY[key] for key in ("sites", "rounds", "epsilon", "base_fingerprint")}
+    sites = {"accuracy": 0.625, "loss": 1.0}
+    export_adapter(
+        tmp_path / "a", adapter, bundle=bundle, summary={**known, "epsilon_is": "promised", "site_metrics": sites}
+    )
+    card = (tmp_path / "a" / "README.md").read_text(encoding="utf-8")
+    assert "signed plans allowed at most" in card
+    assert "0.6250" in card
+    assert "macro F1" not in card
 
 
 @pytest.mark.parametrize("call", ["mkdir", "write_bytes", "write_text"])
@@ -123,5 +137,5 @@ def test_a_full_disk_is_an_error_with_a_hint(
     _, adapter, bundle = trained(tiny, CONFIGS["core"])
     monkeypatch.setattr(Path, call, full)
     with pytest.raises(OutputError, match="No space left") as caught:
-        export_adapter(tmp_path / "a", adapter, bundle=bundle, base_name="x/y", summary=SUMMARY)
+        export_adapter(tmp_path / "a", adapter, bundle=bundle, summary=SUMMARY)
     assert caught.value.hint

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import json
 import weakref
 from collections import Counter
@@ -7,15 +8,16 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+import httpx
 import numpy as np
 import pytest
 from flwr.app import ConfigRecord, Error, Message, RecordDict
 
 from fedward_common.adapter import Adapter
 from fedward_common.codec import encode_plan, encode_reply, key_fingerprint
-from fedward_common.errors import FedwardError, InputError, RoundAbandoned
+from fedward_common.errors import FedwardError, InputError, RoundAbandoned, RunStopped
 from fedward_common.privacy.guarantee import PrivacyTerms
-from fedward_common.round import Aggregate, Code, Refusal, RoundPlan, Update
+from fedward_common.round import Code, Fold, Refusal, RoundPlan, Update
 from fedward_common.wire import pack
 from fedward_server.loop import EnrolledSite, plan_for, stage_of
 from fedward_server.state import State
@@ -281,7 +283,7 @@ BAD: dict[str, tuple[Site, str]] = {
 def test_a_bad_answer_is_counted_under_its_reason_and_the_run_goes_on(bad: str, tmp_path: Path) -> None:
     site, reason = BAD[bad]
     notes = Notes()
-    bundle = bundle_of(rounds={"minimum": 2, "deadline_s": 5.0})
+    bundle = bundle_of(rounds={"minimum": 2, "deadline_s": 5.0, "set_aside_after": 0})
     end = coordinator_of(tmp_path, bundle, nodes=NODES, observer=notes).run(grid_of(site), State.initial(START))
     assert end.finished == 4
     assert np.isfinite(end.adapter.vector).all()
@@ -406,7 +408,7 @@ class LossyGrid(FakeGrid):
 
 
 def test_messages_that_could_not_be_sent_are_no_answer(tmp_path: Path) -> None:
-    grid = LossyGrid(dict.fromkeys(NODES, honest()), lambda sent: [None, *sent[1:]])
+    grid = LossyGrid(dict.fromkeys(NODES, honest()), lambda sent: [None] if sent == ["message-1"] else sent)
     coordinator_of(tmp_path, bundle_of(stages=ONE_ROUND), nodes=NODES).run(grid, State.initial(START))
     (row,) = lines(tmp_path)
     assert (row["cohort"], row["replied"], row["dropped"]) == (3, 2, {"no_answer": 1})
@@ -476,22 +478,285 @@ def test_a_retry_may_ask_other_sites(tmp_path: Path) -> None:
     assert len({node for node, _, _ in grid.plans}) > 3
 
 
+# ---- over-selection
+
+
+def test_a_round_closes_as_soon_as_its_goal_is_reached(tmp_path: Path) -> None:
+    clock, notes = Clock(), Notes()
+    bundle = bundle_of(stages=ONE_ROUND, rounds={"goal": 2, "minimum": 2, "deadline_s": 50.0})
+    coordinator = coordinator_of(tmp_path, bundle, nodes=NODES, clock=clock, observer=notes)
+    end = coordinator.run(grid_of(honest(value=1.0), honest(value=2.0), honest(value=99.0)), State.initial(START))
+    np.testing.assert_allclose(end.adapter.vector[:6] - START.vector[:6], 1.5, rtol=1e-6)
+    (row,) = lines(tmp_path)
+    assert (row["cohort"], row["replied"], row["dropped"], clock.slept) == (3, 2, {"not_needed": 1}, 0)
+    assert ("site-1002", "not_needed") in notes.outcomes
+
+
+def test_with_a_goal_nobody_waits_for_silence(tmp_path: Path) -> None:
+    clock = Clock()
+    bundle = bundle_of(rounds={"goal": 2, "minimum": 1, "deadline_s": 50.0})
+    coordinator = coordinator_of(tmp_path, bundle, nodes=NODES, clock=clock)
+    assert coordinator.run(grid_of(silent), State.initial(START)).finished == 4
+    assert clock.slept == 0
+
+
+def test_a_site_that_was_not_needed_has_not_failed(tmp_path: Path) -> None:
+    bundle = bundle_of(rounds={"goal": 2, "minimum": 2, "set_aside_after": 1})
+    coordinator = coordinator_of(tmp_path, bundle, nodes=NODES)
+    assert coordinator.run(grid_of(), State.initial(START)).finished == 4
+    assert coordinator.missed == {}
+    assert [row["set_aside"] for row in lines(tmp_path)] == [[]] * 4
+
+
+# ---- sites that keep failing
+
+
+def many_rounds(rounds: int) -> list[dict[str, Any]]:
+    return [{"name": "head", "train": ["head"], "rounds": rounds}]
+
+
+@pytest.mark.parametrize("failing", [silent, refusing(Code.UNAVAILABLE), lambda _: [pack(b"garbage")]])
+def test_a_site_that_keeps_failing_is_set_aside_reported_and_asked_every_tenth_time(
+    failing: Site, tmp_path: Path
+) -> None:
+    notes = Notes()
+    bundle = bundle_of(stages=many_rounds(24), rounds={"deadline_s": 1.0, "set_aside_after": 3})
+    grid = grid_of(failing)
+    coordinator_of(tmp_path, bundle, nodes=NODES, observer=notes).run(grid, State.initial(START))
+    assert [plan.round for node, plan, _ in grid.plans if node == NODES[0]] == [1, 2, 3, 13, 23]
+    rows = lines(tmp_path)
+    assert [row["cohort"] for row in rows] == [3 if n in (1, 2, 3, 13, 23) else 2 for n in range(1, 25)]
+    assert [row["set_aside"] for row in rows] == [[]] * 2 + [["site-1000"]] * 22
+    assert notes.records[-1].set_aside == ("site-1000",)
+    assert [note for note in notes.notes if "set aside" in note] == [
+        "site-1000 is set aside: 3 attempts in a row without an update from it"
+    ]
+
+
+def test_a_site_that_answers_again_is_one_of_all_again(tmp_path: Path) -> None:
+    def away_for_long(asked: Asked) -> list[Answer]:
+        return [] if asked.before < 3 else honest()(asked)
+
+    bundle = bundle_of(stages=many_rounds(16), rounds={"deadline_s": 1.0, "set_aside_after": 3})
+    grid = grid_of(away_for_long)
+    coordinator_of(tmp_path, bundle, nodes=NODES).run(grid, State.initial(START))
+    assert [plan.round for node, plan, _ in grid.plans if node == NODES[0]] == [1, 2, 3, 13, 14, 15, 16]
+    assert lines(tmp_path)[-1]["set_aside"] == []
+
+
+def test_a_resumed_run_asks_whom_the_stopped_one_would_have_asked(tmp_path: Path) -> None:
+    def run(folder: str, stops_at: int) -> list[tuple[int, int]]:
+        (tmp_path / folder).mkdir()
+        bundle = bundle_of(stages=many_rounds(16), rounds={"deadline_s": 1.0, "set_aside_after": 3})
+        coordinator = coordinator_of(tmp_path / folder, bundle, nodes=NODES)
+        grid = grid_of(silent)
+        coordinator.stopping = lambda: any(plan.round > stops_at for _, plan, _ in grid.plans)
+        with contextlib.suppress(RunStopped):
+            coordinator.run(grid, State.initial(START))
+            return [(node, plan.round) for node, plan, _ in grid.plans]
+        found = coordinator.checkpoints.latest(SPEC)
+        assert found.state.finished == stops_at
+        asked = [(node, plan.round) for node, plan, _ in grid.plans if plan.round <= stops_at]
+        again = coordinator_of(tmp_path / folder, bundle, nodes=NODES, missed=dict(found.missed))
+        later = grid_of(silent)
+        again.run(later, found.state)
+        return asked + [(node, plan.round) for node, plan, _ in later.plans]
+
+    assert run("whole", 99) == run("twice", 7)
+
+
+def test_never_so_many_are_set_aside_that_the_minimum_cannot_be_asked(tmp_path: Path) -> None:
+    def comes_back(asked: Asked) -> list[Answer]:
+        return [] if asked.before < 4 else honest()(asked)
+
+    bundle = bundle_of(stages=ONE_ROUND, rounds={"minimum": 2, "deadline_s": 1.0, "set_aside_after": 1, "retries": 4})
+    end = coordinator_of(tmp_path, bundle, nodes=NODES[:2]).run(
+        FakeGrid({1000: comes_back, 1001: honest()}), State.initial(START)
+    )
+    assert end.finished == 1
+    assert [row["cohort"] for row in lines(tmp_path)] == [2] * 5
+
+
+# ---- waiting, stopping, a SuperLink that is away
+
+
+class LateGrid(FakeGrid):
+    """Sites connect one by one, a site every ten seconds."""
+
+    def __init__(self, sites: dict[int, Site], clock: Clock) -> None:
+        super().__init__(sites)
+        self.clock = clock
+
+    def get_node_ids(self) -> list[int]:
+        return super().get_node_ids()[: int((self.clock.now - 1000.0) // 10)]
+
+
+def test_an_attempt_waits_until_enough_sites_are_connected(tmp_path: Path) -> None:
+    clock, notes = Clock(), Notes()
+    bundle = bundle_of(stages=ONE_ROUND, rounds={"minimum": 2, "deadline_s": 50.0})
+    grid = LateGrid(dict.fromkeys(NODES, honest()), clock)
+    coordinator_of(tmp_path, bundle, nodes=NODES, clock=clock, observer=notes).run(grid, State.initial(START))
+    assert 1020.0 <= clock.now <= 1021.0
+    (row,) = lines(tmp_path)
+    assert (row["attempt"], row["cohort"], row["replied"]) == (1, 2, 2)
+    assert {plan.expires_at for _, plan, _ in grid.plans} == {clock.now + 50.0}
+    assert notes.notes == [f"waiting: {n} of at least 2 sites are connected" for n in (0, 1)]
+
+
+def test_too_few_sites_are_not_asked_and_waited_for_no_longer_than_the_deadline(tmp_path: Path) -> None:
+    clock = Clock()
+    bundle = bundle_of(stages=ONE_ROUND, rounds={"minimum": 3, "deadline_s": 20.0, "retries": 1})
+    grid = FakeGrid(dict.fromkeys(NODES[:2], honest()))
+    with pytest.raises(RoundAbandoned):
+        coordinator_of(tmp_path, bundle, nodes=NODES, clock=clock).run(grid, State.initial(START))
+    assert (clock.now, grid.plans) == (1040.0, [])
+    assert [(row["cohort"], row["abandoned"]) for row in lines(tmp_path)] == [(0, True)] * 2
+
+
+def test_a_message_lives_no_longer_than_its_plan(tmp_path: Path) -> None:
+    lives: list[float] = []
+
+    class Noting(FakeGrid):
+        def push_messages(self, messages: Iterable[Message]) -> list[str]:
+            lives.extend(message.metadata.ttl for message in messages)
+            clock.now += 4.0
+            return super().push_messages(messages)
+
+    clock = Clock()
+    bundle = bundle_of(stages=ONE_ROUND, rounds={"deadline_s": 30.0})
+    coordinator_of(tmp_path, bundle, nodes=NODES, clock=clock).run(
+        Noting(dict.fromkeys(NODES, honest())), State.initial(START)
+    )
+    assert lives == [30.0, 26.0, 22.0]
+
+
+class Away(FakeGrid):
+    """A SuperLink that fails at one call for a while, as Flower's client shows it."""
+
+    def __init__(self, sites: dict[int, Site], call: str, error: BaseException, times: int) -> None:
+        super().__init__(sites)
+        self.call, self.error, self.times = call, error, times
+
+    def _fail(self, call: str) -> None:
+        if call == self.call and self.times:
+            self.times -= 1
+            raise self.error
+
+    def get_node_ids(self) -> list[int]:
+        self._fail("nodes")
+        return super().get_node_ids()
+
+    def push_messages(self, messages: Iterable[Message]) -> list[str]:
+        self._fail("push")
+        return super().push_messages(messages)
+
+    def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
+        self._fail("pull")
+        return super().pull_messages(message_ids)
+
+
+REQUEST = httpx.Request("POST", "http://superlink")
+ERRORS: dict[str, Exception] = {
+    "a status": httpx.HTTPStatusError("500", request=REQUEST, response=httpx.Response(500, request=REQUEST)),
+    "no connection": httpx.ConnectError("Jane Roe"),
+    "a reset": ConnectionResetError("Jane Roe"),
+    "a time-out": TimeoutError(),
+    "a broken response": ValueError("Invalid protobuf response payload"),
+    "Flower's own": RuntimeError("Jane Roe"),
+}
+
+
+@pytest.mark.parametrize("call", ["nodes", "push", "pull"])
+@pytest.mark.parametrize("error", ERRORS)
+def test_a_superlink_that_is_away_for_a_moment_does_not_end_the_run(call: str, error: str, tmp_path: Path) -> None:
+    notes = Notes()
+    grid = Away(dict.fromkeys(NODES, honest()), call, ERRORS[error], times=5)
+    coordinator = coordinator_of(tmp_path, bundle_of(rounds={"minimum": 3}), nodes=NODES, observer=notes)
+    assert coordinator.run(grid, State.initial(START)).finished == 4
+    assert [(row["attempt"], row["replied"], row["dropped"]) for row in lines(tmp_path)] == [(1, 3, {})] * 4
+    (note,) = notes.notes
+    assert type(ERRORS[error]).__name__ in note
+    assert "Jane" not in note
+
+
+@pytest.mark.parametrize("call", ["nodes", "push", "pull"])
+def test_a_superlink_that_stays_away_is_waited_for_until_the_deadline(call: str, tmp_path: Path) -> None:
+    clock = Clock()
+    bundle = bundle_of(stages=ONE_ROUND, rounds={"deadline_s": 60.0, "retries": 0, "set_aside_after": 1})
+    grid = Away(dict.fromkeys(NODES, honest()), call, httpx.ConnectError("away"), times=10**9)
+    coordinator = coordinator_of(tmp_path, bundle, nodes=NODES, clock=clock)
+    with pytest.raises(RoundAbandoned):
+        coordinator.run(grid, State.initial(START))
+    assert clock.now == 1060.0
+    if call == "push":  # who was not asked has not failed
+        assert coordinator.missed == {}
+
+
+@pytest.mark.parametrize("call", ["nodes", "push", "pull"])
+def test_an_interrupt_passes_through(call: str, tmp_path: Path) -> None:
+    grid = Away(dict.fromkeys(NODES, honest()), call, KeyboardInterrupt(), times=1)
+    with pytest.raises(KeyboardInterrupt):
+        coordinator_of(tmp_path, bundle_of(), nodes=NODES).run(grid, State.initial(START))
+
+
+def test_one_sites_answer_that_flower_cannot_read_keeps_nobody_waiting(tmp_path: Path) -> None:
+    class Choking(FakeGrid):
+        first: str | None = None
+
+        def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
+            (identifier,) = message_ids
+            if self.first in (None, identifier):
+                self.first = identifier
+                raise TypeError("Jane Roe")
+            return super().pull_messages([identifier])
+
+    bundle = bundle_of(stages=ONE_ROUND, rounds={"deadline_s": 5.0})
+    coordinator_of(tmp_path, bundle, nodes=NODES).run(Choking(dict.fromkeys(NODES, honest())), State.initial(START))
+    (row,) = lines(tmp_path)
+    assert (row["replied"], row["dropped"]) == (2, {"no_answer": 1})
+
+
+@pytest.mark.parametrize("when", ["before the first round", "while waiting for sites", "while collecting", "later"])
+def test_a_stop_leaves_the_last_checkpoint(when: str, tmp_path: Path) -> None:
+    clock = Clock()
+    grid = grid_of(*[silent] * (3 if when == "while collecting" else 0))
+    if when == "while waiting for sites":
+        grid = FakeGrid({})
+    stopping: dict[str, Callable[[], bool]] = {
+        "before the first round": lambda: True,
+        "while waiting for sites": lambda: clock.now > 1005.0,
+        "while collecting": lambda: clock.now > 1005.0,
+        "later": lambda: len(grid.plans) > 6,
+    }
+    witness = tmp_path / "witness.json"
+    coordinator = coordinator_of(
+        tmp_path, bundle_of(), nodes=NODES, clock=clock, stopping=stopping[when], witness=witness
+    )
+    with pytest.raises(RunStopped, match="asked to stop") as caught:
+        coordinator.run(grid, State.initial(START))
+    assert "checkpoint" in caught.value.hint
+    assert clock.now < 1008.0
+    if when == "later":
+        assert coordinator.checkpoints.latest(SPEC).state.finished == 2
+    assert witness.exists() == (when in ("while collecting", "later"))
+
+
 # ---- memory, and faults on the coordinator's side
 
 
 def test_the_loop_never_holds_two_updates(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     held: list[weakref.ref[Adapter]] = []
     most, folded = 0, 0
-    of = Aggregate.of
+    add = Fold.add
 
-    def counted(update: Update, *, weight: float) -> Aggregate:
+    def counted(self: Fold, update: Update, *, weight: float) -> None:
         nonlocal most, folded
         held.append(weakref.ref(update.delta))
         most = max(most, sum(1 for ref in held if ref() is not None))
         folded += 1
-        return of(update, weight=weight)
+        add(self, update, weight=weight)
 
-    monkeypatch.setattr(Aggregate, "of", counted)
+    monkeypatch.setattr(Fold, "add", counted)
     nodes = tuple(range(1000, 1020))
     grid = FakeGrid(dict.fromkeys(nodes, honest()))
     coordinator_of(tmp_path, bundle_of(), nodes=nodes).run(grid, State.initial(START))

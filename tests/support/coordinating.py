@@ -73,7 +73,7 @@ def config_of(**tables: Any) -> RunConfig:
 def bundle_of(**tables: Any) -> Bundle:
     """The bundle of ``config_of``, from :data:`support.nouns.START`."""
     frozen = {"layer.lora_A": START.tensors["layer.lora_B"].T.copy()}
-    return Bundle(run_id="cd" * 32, config=config_of(**tables), initial=START, frozen=frozen)
+    return Bundle(run_id="cd" * 32, config=config_of(**tables), initial=START, frozen=frozen, base_name="x/y")
 
 
 def delta_for(plan: RoundPlan, value: float) -> Adapter:
@@ -123,6 +123,7 @@ class Notes:
     started: list[tuple[int, int, int]] = field(default_factory=list)
     outcomes: list[tuple[str, str]] = field(default_factory=list)
     records: list[RoundRecord] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
     def round_started(self, *, round: int, stage: str, attempt: int, cohort: int) -> None:
         """Keep round, attempt and cohort."""
@@ -135,6 +136,10 @@ class Notes:
     def round_finished(self, record: RoundRecord) -> None:
         """Keep the record."""
         self.records.append(record)
+
+    def note(self, text: str) -> None:
+        """Keep the sentence."""
+        self.notes.append(text)
 
 
 class FakeGrid(Grid):

@@ -8,8 +8,9 @@ from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 from fedward_common.adapter import Adapter, AdapterSpec
+from fedward_common.codec import PlanWriter, key_fingerprint
 from fedward_common.config import AdapterConfig, DataConfig, Method, RunConfig, StageConfig, TaskConfig
-from fedward_common.round import Aggregate, RoundPlan, Update
+from fedward_common.round import Fold, RoundPlan, Update
 from fedward_server.admission import Admission, weight_of
 from fedward_server.bundle import Bundle, run_id_of
 from fedward_server.state import State, advance
@@ -21,8 +22,9 @@ __all__ = ["bundle_for", "measure"]
 RANK, LAYERS, CLASSES = 8, 8, 2
 AIM_MS = 5.0
 
-PLAN, SIGN, ADVANCE = ONCE = ("coordinator: plan", "coordinator: encode, sign", "coordinator: advance")
-SITE, ADMIT, FOLD = EACH_SITE = (
+PLAN, LAY_OUT, ADVANCE = ONCE = ("coordinator: plan", "coordinator: lay out the adapter", "coordinator: advance")
+SIGN, SITE, ADMIT, FOLD = EACH_SITE = (
+    "coordinator: address, encode, sign",
     "site: verify, decode, policy, ledger, gate, encode, sign",
     "coordinator: verify, decode, admit",
     "coordinator: fold",
@@ -76,18 +78,30 @@ def _round(bench: ReadySite, state: State) -> tuple[Took, State]:
     took: Took = {}
     config = bench.bundle.config
     plan = _timed(took, PLAN, lambda: bench.plan(state))
-    data = _timed(took, SIGN, lambda: bench.signed(plan, state))
+    writer = _timed(took, LAY_OUT, lambda: _writer(bench, plan, state))
+    parts = _timed(took, SIGN, lambda: writer.parts(_addressed(bench, plan)))
+    data = parts.joined()
     reply = _timed(took, SITE, lambda: bench.site.answer(data))
     update = _timed(took, ADMIT, lambda: _admit(bench, plan, reply))
-    spec = update.delta.spec
-    weight = weight_of(update, config.server.weights)
-    total = _timed(took, FOLD, lambda: Aggregate.empty(spec) + Aggregate.of(update, weight=weight))
+    fold = Fold(update.delta.spec)
+    _timed(took, FOLD, lambda: fold.add(update, weight=weight_of(update, config.server.weights)))
+    total = fold.aggregate()
     after = _timed(
         took,
         ADVANCE,
         lambda: advance(state, total, optimiser=config.server.optimiser, learning_rate=config.server.learning_rate),
     )
     return took, after
+
+
+def _writer(bench: ReadySite, plan: RoundPlan, state: State) -> PlanWriter:
+    writer = PlanWriter(state.adapter, key=bench.operator)
+    writer.parts(plan)  # digests of the adapter are found once, by whoever comes first
+    return writer
+
+
+def _addressed(bench: ReadySite, plan: RoundPlan) -> RoundPlan:
+    return plan.addressed_to(key_fingerprint(bench.key.public_key()))
 
 
 def _admit(bench: ReadySite, plan: RoundPlan, reply: bytes) -> Update:
@@ -116,7 +130,9 @@ def bundle_for(rounds: int, width: int) -> Bundle:
         stages=(StageConfig(name="both", train=("head", "adapter"), rounds=rounds, evaluate_every=1),),
     )
     spec = _spec(config, width)
-    return Bundle(run_id=run_id_of(config, nonce=bytes(32)), config=config, initial=Adapter.zeros(spec), frozen={})
+    return Bundle(
+        run_id=run_id_of(config, nonce=bytes(32)), config=config, initial=Adapter.zeros(spec), frozen={}, base_name=""
+    )
 
 
 def _spec(config: RunConfig, width: int) -> AdapterSpec:

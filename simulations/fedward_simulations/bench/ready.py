@@ -44,6 +44,7 @@ class _ReadyTrainer:
     def __init__(self, adapter: Adapter) -> None:
         self.spec_digest = adapter.spec.digest
         self.loss_cap = 1.0
+        self.randomness = SecureRandom()
         self.data = SimpleNamespace(nominal_units=UNITS, records=SimpleNamespace(unit_count=UNITS))
         self._noise = np.random.default_rng(0).normal(0, 1e-3, adapter.spec.size).astype(np.float32)
         self._whole = Adapter(spec=adapter.spec, vector=self._noise)
@@ -88,7 +89,6 @@ class ReadySite:
             gate=Gate(key=key, nominal_units=UNITS, max_update_bytes=policy.max_update_bytes, ledger=ledger),
             outbox=books.outbox if books else MemoryOutbox(),
             audit=books.audit if books else _Complaint(),
-            randomness=SecureRandom(),
         )
         return cls(bundle=bundle, operator=operator, key=key, site=site)
 

@@ -7,6 +7,8 @@ takes typed values and signs them; it has no argument through which a count, a l
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from fedward_common.adapter import Adapter, AdapterSpec
@@ -22,6 +24,8 @@ __all__ = ["Gate"]
 
 class Gate:
     """Turns privatised results and codes into the signed bytes that leave."""
+
+    HEARTBEAT: ClassVar[bytes] = b"here"  # said at fixed times while a plan is worked on; no step, no count, no time
 
     def __init__(self, *, key: Ed25519PrivateKey, nominal_units: int, max_update_bytes: int, ledger: Ledger) -> None:
         """Keep the site's signing key, its declared number of units, its limit on an update's size, and its ledger.

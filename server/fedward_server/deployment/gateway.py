@@ -1,0 +1,221 @@
+"""The operator's only public port: passes the Fleet routes of enrolled sites to the SuperLink, and nothing else.
+
+``python -m fedward_server.deployment.gateway DIR --fd N --upstream HOST:PORT``: the socket is inherited and bound, the
+SuperLink listens on loopback. Reads DIR/server.toml, DIR/keys (server.pem, server.key, ca.pem) and DIR/sites/*.pub.
+This module is the process: socket, certificates, connections. What happens to a request is in `passing`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import logging
+import signal
+import socket
+import ssl
+import sys
+import time
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TextIO
+
+import h11
+
+from fedward_common.errors import ConfigError, FedwardError
+from fedward_common.machine.logs import json_logging
+from fedward_server.deployment.limits import Limits, Together, neighbourhood
+from fedward_server.deployment.passing import Passing
+from fedward_server.deployment.peer import Peer
+from fedward_server.deployment.roll import Roll
+from fedward_server.deployment.upstream import Pool, certificate_name
+
+__all__ = ["Gateway", "Place", "main"]
+
+LOG = logging.getLogger(__name__)
+BACKLOG = 256
+BUFFER = 1 << 17
+LOOK_S = 1.0  # between two looks at the certificate
+GRACE_S = 5.0  # for requests under way, when the gateway is told to end
+FULL_S = 0.1  # before another try to accept, when files run out
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """Where the gateway's files lie, and where the SuperLink listens."""
+
+    folder: Path
+    host: str
+    port: int
+
+    @property
+    def certificate(self) -> Path:
+        """Its own, which the SuperLink shows as well."""
+        return self.folder / "keys" / "server.pem"
+
+    def stamp(self) -> tuple[int, ...]:
+        """Changes when the certificate or its key does."""
+        paths = (self.certificate, self.folder / "keys" / "server.key", self.folder / "keys" / "ca.pem")
+        return tuple(path.stat().st_mtime_ns for path in paths)
+
+    def inward(self) -> ssl.SSLContext:
+        """TLS 1.3 for sites."""
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.minimum_version = ssl.TLSVersion.TLSv1_3
+        context.set_alpn_protocols(["http/1.1"])
+        context.load_cert_chain(self.certificate, self.folder / "keys" / "server.key")
+        return context
+
+    def outward(self) -> Pool:
+        """The SuperLink, trusted by our CA alone."""
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        context.minimum_version = ssl.TLSVersion.TLSv1_3
+        context.load_verify_locations(self.folder / "keys" / "ca.pem")
+        return Pool(self.host, self.port, context=context, name=certificate_name(self.certificate))
+
+
+class Gateway:
+    """Serves one socket.
+
+    Guarantees:
+      - An address holds at most ``connections_per_address`` connections, those before their handshake included.
+      - A renewed certificate is served without a restart; a broken one leaves the one before in use.
+    """
+
+    def __init__(self, place: Place, limits: Limits, *, log: TextIO) -> None:
+        """Reads the keys; listens to nothing yet."""
+        self._place, self._limits = place, limits
+        self._looked, self._stamp = time.monotonic(), place.stamp()
+        self._inward, self._pool = place.inward(), place.outward()
+        self._passing = Passing(limits, Roll(place.folder / "sites"), lambda: self._pool, log)
+        self._connections = Together(most=limits.connections_per_address, total=limits.connections)
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def serve(self, listener: socket.socket, ending: asyncio.Event) -> None:
+        """Accept connections until told to end, then let requests under way finish."""
+        accepting = asyncio.create_task(self._accept(listener))
+        await ending.wait()
+        accepting.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await accepting
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=GRACE_S)
+        for task in self._tasks:
+            task.cancel()
+        self._pool.close()
+
+    async def _accept(self, listener: socket.socket) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            try:
+                connection, address = await loop.sock_accept(listener)
+            except OSError as error:
+                LOG.warning("cannot accept: %s", error)
+                await asyncio.sleep(FULL_S)
+                continue
+            key = neighbourhood(str(address[0]))
+            if not self._connections.enter(key):
+                connection.close()
+                continue
+            task = asyncio.create_task(self._connection(connection, key))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+    async def _connection(self, connection: socket.socket, address: str) -> None:
+        """From the TLS handshake to the last request."""
+        try:
+            async with _served(connection, self._certificate(), self._limits) as peer:
+                await self._passing.talk(peer, address)
+        except (OSError, ssl.SSLError, TimeoutError):
+            pass  # no TLS 1.3, or gone
+        except Exception as error:
+            LOG.error("a connection failed: %s", error)
+        finally:
+            self._connections.leave(address)
+
+    def _certificate(self) -> ssl.SSLContext:
+        if time.monotonic() - self._looked < LOOK_S:
+            return self._inward
+        self._looked = time.monotonic()
+        try:
+            stamp = self._place.stamp()
+            if stamp != self._stamp:
+                self._inward, pool = self._place.inward(), self._place.outward()
+                self._pool.close()
+                self._pool, self._stamp = pool, stamp
+                LOG.info("certificate read again")
+        except (OSError, ssl.SSLError, ValueError) as error:
+            LOG.warning("the new certificate cannot be used yet: %s", error)
+        return self._inward
+
+
+@contextlib.asynccontextmanager
+async def _served(connection: socket.socket, tls: ssl.SSLContext, limits: Limits) -> AsyncIterator[Peer]:
+    loop = asyncio.get_running_loop()
+    reader = asyncio.StreamReader(limit=BUFFER)
+    protocol = asyncio.StreamReaderProtocol(reader)
+    try:
+        transport, _ = await loop.connect_accepted_socket(
+            lambda: protocol,
+            connection,
+            ssl=tls,
+            ssl_handshake_timeout=limits.head_s,
+            ssl_shutdown_timeout=limits.head_s,
+        )
+    except BaseException:
+        connection.close()
+        raise
+    writer = asyncio.StreamWriter(transport, protocol, reader, loop)
+    try:
+        yield Peer(h11.Connection(h11.SERVER, max_incomplete_event_size=limits.head_bytes), reader, writer)
+    finally:
+        writer.close()
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Serve until SIGTERM; the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m fedward_server.deployment.gateway", description="The public port.")
+    parser.add_argument("folder", type=Path, metavar="DIR")
+    parser.add_argument("--fd", type=int, required=True, help="an inherited, bound TCP socket")
+    parser.add_argument("--upstream", required=True, metavar="HOST:PORT", help="where the SuperLink listens")
+    chosen = parser.parse_args(arguments)
+    json_logging(sys.stdout, "gateway")
+    try:
+        host, port = _address(chosen.upstream)
+        gateway = Gateway(
+            Place(folder=chosen.folder, host=host, port=port), _limits(chosen.folder / "server.toml"), log=sys.stdout
+        )
+        asyncio.run(_until_told(gateway, chosen.fd))
+    except FedwardError as error:
+        sys.stderr.write(f"fedward-server: error: {error}\nhint: {error.hint}\n")
+        return 2
+    return 0
+
+
+async def _until_told(gateway: Gateway, fd: int) -> None:
+    ending = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, ending.set)
+    with socket.socket(fileno=fd) as listener:
+        listener.setblocking(False)
+        listener.listen(BACKLOG)
+        await gateway.serve(listener, ending)
+
+
+def _address(text: str) -> tuple[str, int]:
+    host, _, port = text.rpartition(":")
+    if not host or not port.isdigit():
+        raise ConfigError(f"--upstream is {text!r}", hint="give HOST:PORT, for example 127.0.0.1:8000")
+    return host.strip("[]"), int(port)
+
+
+def _limits(path: Path) -> Limits:
+    from fedward_server.deployment.server_file import ServerFile
+
+    table = ServerFile.load(path).gateway
+    return Limits(max_body_bytes=table.max_body_bytes, requests_per_s=table.requests_per_s, burst=table.burst)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,189 @@
+"""``fedward-server start``: SuperLink, desk and gateway as one tree of processes, kept alive until Ctrl-C.
+
+The public socket and the metrics socket are bound first, in the machine's network. Then this process leaves for a
+network namespace of its own, where that is allowed, and its children with it: SuperLink, desk and conductors can then
+be reached through the gateway's socket alone, by no other account of the machine. It must not know what a run is, and
+imports nothing of Flower.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import time
+from contextlib import ExitStack
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+
+from fedward_common.errors import InputError, PrivacyError
+from fedward_common.files import make_private_folder
+from fedward_common.machine.exec import command
+from fedward_common.machine.life import Child
+from fedward_common.machine.namespaces import Network, bring_up_loopback, leave_network
+from fedward_common.machine.processes import Supervisor
+from fedward_server.deployment.folder import OperatorFolder
+from fedward_server.deployment.server_file import Namespace, ServerFile
+from fedward_server.deployment.superlink import HOST, Upstream, flower_environment, healthy, superlink_arguments
+
+__all__ = ["children", "listen", "start"]
+
+READY_S = 90.0
+GRACE_S = 12.0  # of the desk: it ends its conductors first
+PACKAGE = "fedward_server.deployment"
+
+
+def start(folder: OperatorFolder, *, verbose: bool) -> int:
+    """Run the operator's processes until SIGTERM or Ctrl-C.
+
+    Args:
+      folder: of the operator.
+      verbose: also print where the logs are.
+
+    Returns:
+      0 after a request to end, else the exit code of the process that could not be helped.
+
+    Guarantees:
+      - A port that is in use, an expired certificate and a second ``start`` are errors before any process starts.
+      - When this returns, none of its processes runs.
+
+    Raises:
+      InputError: a port is in use, or another ``start`` is running.
+      PrivacyError: a key is missing, damaged, or the certificate has expired.
+      ConfigError: the server file is wrong.
+    """
+    server = folder.load_server()
+    with folder.hold(), ExitStack() as stack:
+        _check_certificate(folder)
+        public = stack.enter_context(listen(server.gateway.host, server.gateway.port, key="gateway.port"))
+        metrics = None
+        if server.metrics.port:
+            metrics = stack.enter_context(listen(server.metrics.host, server.metrics.port, key="metrics.port"))
+        _leave(server.isolation.namespace)
+        _check_free(server.superlink.port)
+        for path in (folder.state, folder.superlink, folder.logs):
+            make_private_folder(path)
+        if verbose:
+            print(f"logs: {folder.logs}; processes: {folder.processes_file}", flush=True)
+        made = children(folder, server, public=public, metrics=metrics)
+        ended = Supervisor(made, status=folder.processes_file).run()
+    if ended.child is not None:
+        print(f"error: {ended.child} ended with code {ended.code}", file=sys.stderr)
+        print(f"hint: read {folder.logs / f'{ended.child}.log'}", file=sys.stderr)
+    return ended.code
+
+
+def listen(host: str, port: int, *, key: str) -> socket.socket:
+    """A bound TCP socket that does not listen yet: whoever serves it says by listening that it is ready.
+
+    Args:
+      host: an IP address of this machine.
+      port: to bind.
+      key: of the server file, for the error.
+
+    Raises:
+      InputError: the address is in use, not this machine's, or the port is not allowed to this account.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    bound = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        bound.bind((host, port))
+    except OSError as error:
+        bound.close()
+        raise InputError(
+            f"cannot listen on {host}:{port}: {error.strerror}",
+            hint=f"end the process that has it (`ss -ltnp 'sport = :{port}'`), or change {key} in server.toml",
+        ) from None
+    return bound
+
+
+def children(
+    folder: OperatorFolder, server: ServerFile, *, public: socket.socket, metrics: socket.socket | None
+) -> list[Child]:
+    """SuperLink, desk and gateway, in the order of their start."""
+    port = server.superlink.port
+    environment = {**os.environ, **flower_environment(folder)}
+    upstream = Upstream.of(folder, port=port)
+    counted = () if metrics is None else (metrics.fileno(),)
+    numbers = () if metrics is None else ("--metrics", str(metrics.fileno()))
+    superlink = Child(
+        name="superlink",
+        argv=superlink_arguments(folder, port=port),
+        env=environment,
+        log=folder.logs / "superlink.log",
+        ready=partial(healthy, upstream),
+        ready_limit_s=READY_S,
+    )
+    desk = Child(
+        name="desk",
+        argv=(*_module("desk"), str(folder.root), "--port", str(port), *numbers),
+        env=environment,
+        pass_fds=counted,
+        log=folder.logs / "desk.log",
+        # the gateway follows once every enrolled site is registered: Flower refuses a node that it does not know yet
+        ready=partial(_written_since, folder.sites_file, time.time()),
+        ready_limit_s=READY_S,
+        grace_s=GRACE_S,
+    )
+    gateway = Child(
+        name="gateway",
+        argv=(*_module("gateway"), str(folder.root), "--fd", str(public.fileno()), "--upstream", f"{HOST}:{port}"),
+        pass_fds=(public.fileno(),),
+        log=folder.logs / "gateway.log",
+        ready=_Announced(server, public),
+    )
+    return [superlink, desk, gateway]
+
+
+def _written_since(path: Path, moment: float) -> bool:
+    return path.exists() and path.stat().st_mtime >= moment
+
+
+def _module(name: str) -> tuple[str, ...]:
+    return (sys.executable, "-P", "-m", f"{PACKAGE}.{name}")
+
+
+class _Announced:
+    """The gateway is ready once it listens; the first time, that is said."""
+
+    def __init__(self, server: ServerFile, public: socket.socket) -> None:
+        self._server, self._public, self._said = server, public, False
+
+    def __call__(self) -> bool:
+        listens = bool(self._public.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN))
+        if listens and not self._said:
+            self._said = True
+            where = f"{self._server.gateway.host}:{self._server.gateway.port}"
+            print(f"listening on {where}; sites connect to {self._server.address}. Ctrl-C ends it.", flush=True)
+        return listens
+
+
+def _check_certificate(folder: OperatorFolder) -> None:
+    certificate = folder.authority().certificate()
+    if certificate.not_after <= datetime.now(UTC):
+        raise PrivacyError(
+            f"the server certificate expired on {certificate.not_after:%Y-%m-%d}", hint="run `fedward-server renew`"
+        )
+
+
+def _leave(namespace: Namespace) -> None:
+    weakness = "every local account can steer Flower (docs/operator.md: who is an operator)"
+    if namespace is Namespace.OFF:
+        print(f"isolation.namespace is off: {weakness}", file=sys.stderr)
+        return
+    # tried in a child first: a process that may go half of the way is left without rights
+    tried = subprocess.run(  # noqa: S603 - argv is ours, and there is no shell
+        command((sys.executable, "-c", ""), network=Network.LOOPBACK), stderr=subprocess.PIPE, check=False
+    )
+    if tried.returncode:
+        print(f"no network namespace: {weakness}\n{tried.stderr.decode(errors='replace').strip()}", file=sys.stderr)
+        return
+    leave_network()
+    bring_up_loopback()
+
+
+def _check_free(port: int) -> None:
+    listen(HOST, port, key="superlink.port").close()

@@ -1,0 +1,169 @@
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+import fedward_server.deployment.desk as module
+from fedward_common.machine.life import Life
+from fedward_server.deployment.desk import Desk, spawn_conductor
+from fedward_server.deployment.flower import Acquired, FlowerAway
+from fedward_server.deployment.folder import OperatorFolder
+from fedward_server.deployment.runs import RunFolder, RunStatus
+from support.operating import new_operator, new_run, statement
+
+SECRET = "very-secret-token"  # noqa: S105 - of a fake
+
+
+class FakeLife:
+    def __init__(self) -> None:
+        self.code: int | None = None
+
+    def ended(self) -> int | None:
+        return self.code
+
+    def ask(self) -> None:
+        self.code = 10
+
+    def kill(self) -> None:
+        self.code = -9
+
+
+class FakeControl:
+    def __init__(self) -> None:
+        self.runs: set[int] = set()
+        self.stopped: list[int] = []
+        self.tasks: list[Acquired] = []
+        self.away = False
+
+    def nodes(self) -> list[object]:
+        return []
+
+    def register_node(self, key: object, *, name: str) -> int:
+        return 1
+
+    def unregister_node(self, node_id: int) -> None: ...
+
+    def start_run(self, bundle: bytes) -> int:
+        if self.away:
+            raise FlowerAway("away", hint="wait")
+        number = 100 + len(self.runs)
+        self.runs.add(number)
+        self.tasks.append(Acquired(flower_run=number, token=f"token-{number}"))
+        return number
+
+    def stop_run(self, flower_run: int) -> None:
+        self.stopped.append(flower_run)
+
+    def unfinished_runs(self) -> set[int]:
+        if self.away:
+            raise FlowerAway("away", hint="wait")
+        return self.runs - set(self.stopped)
+
+    def acquire(self) -> Acquired | None:
+        return self.tasks.pop(0) if self.tasks else None
+
+
+class Bench:
+    def __init__(self, root: Path) -> None:
+        self.folder = new_operator(root / "op")
+        self.control, self.spawned = FakeControl(), []  # type: ignore[var-annotated]
+        self.lives: list[FakeLife] = []
+        self.desk = self.fresh()
+
+    def fresh(self) -> Desk:
+        return Desk(
+            self.folder,
+            control=self.control,  # type: ignore[arg-type]
+            tasks=self.control,
+            spawn=self._spawn,
+            restarts=3,
+        )
+
+    def _spawn(self, run: RunFolder, task: Acquired) -> FakeLife:
+        self.spawned.append((run.name, task.token))
+        self.lives.append(FakeLife())
+        return self.lives[-1]
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Bench:
+    return Bench(tmp_path)
+
+
+def test_several_runs_each_get_their_own_conductor_and_token(bench: Bench, tmp_path: Path) -> None:
+    for number in range(3):
+        new_run(bench.folder, tmp_path / f"bundle{number}", run_id=f"{number:02d}" * 32, name=f"run{number}")
+    for _ in range(3):
+        bench.desk.tick()
+    assert sorted(name for name, _ in bench.spawned) == ["run0", "run1", "run2"]
+    assert len({token for _, token in bench.spawned}) == 3
+
+
+def test_a_flower_run_that_nobody_here_began_is_stopped(bench: Bench, tmp_path: Path) -> None:
+    bench.control.runs = {7}
+    bench.control.tasks = [Acquired(flower_run=55, token=SECRET)]
+    new_run(bench.folder, tmp_path / "bundle")
+    bench.desk.tick()
+    bench.desk.tick()
+    assert {7, 55} <= set(bench.control.stopped)
+    assert [token for _, token in bench.spawned] == ["token-101"]
+
+
+def test_what_was_wanted_while_it_was_down_is_done_once(bench: Bench, tmp_path: Path) -> None:
+    run = new_run(bench.folder, tmp_path / "bundle")
+    bench.control.away = True
+    for _ in range(3):
+        bench.desk.tick()
+    assert not bench.spawned
+    bench.control.away = False
+    for _ in range(4):
+        bench.desk.tick()
+    assert [name for name, _ in bench.spawned] == [run.name]
+
+
+def test_one_runs_trouble_holds_up_nothing_else(bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    broken = new_run(bench.folder, tmp_path / "one", run_id="01" * 32, name="broken")
+    new_run(bench.folder, tmp_path / "two", run_id="02" * 32, name="good")
+    bench.folder.enrol(statement("a"))
+    write = RunFolder.write_status
+
+    def write_status(run: RunFolder, status: RunStatus) -> None:
+        if run == broken:
+            raise OSError("no space")
+        write(run, status)
+
+    monkeypatch.setattr(RunFolder, "write_status", write_status)
+    for _ in range(3):
+        bench.desk.tick()
+    assert [name for name, _ in bench.spawned] == ["good"]
+    assert bench.folder.sites_file.exists()
+
+
+def test_conductors_end_with_the_desk_and_the_next_one_goes_on(bench: Bench, tmp_path: Path) -> None:
+    new_run(bench.folder, tmp_path / "bundle")
+    bench.desk.tick()
+    bench.desk.tick()
+    bench.desk.close()
+    assert [life.code for life in bench.lives] == [10]
+    again = bench.fresh()
+    for _ in range(3):
+        again.tick()
+    assert len(bench.spawned) == 2
+
+
+def test_the_token_is_on_no_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = new_operator(tmp_path / "op")
+    run = new_run(folder, tmp_path / "bundle")
+    seen: list[object] = []
+
+    def look(child: object) -> Life:
+        seen.append(child)
+        raise OSError("enough")
+
+    monkeypatch.setattr(module, "Life", look)
+    with pytest.raises(OSError, match="enough"):
+        spawn_conductor(OperatorFolder.open(folder.root), 8000)(run, Acquired(flower_run=1, token=SECRET))
+    assert SECRET not in repr(seen)
+    assert sys.executable in repr(seen)

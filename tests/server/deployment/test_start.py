@@ -1,0 +1,143 @@
+from __future__ import annotations
+
+import os
+import re
+import socket
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+import fedward_server.deployment.start as module
+from fedward_common.errors import InputError, PrivacyError
+from fedward_common.machine.processes import Ended
+from fedward_server.deployment.authority import Authority
+from fedward_server.deployment.folder import OperatorFolder
+from fedward_server.deployment.server_file import Namespace
+from fedward_server.deployment.start import children, listen, start
+from support.operating import new_operator
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> OperatorFolder:
+    made = new_operator(tmp_path / "op")
+    text = made.server_file.read_text()
+    for port in (8443, 8000, 9400):
+        text = text.replace(f"port = {port}", f"port = {free_port()}")
+    made.server_file.write_text(text.replace('"0.0.0.0"', '"127.0.0.1"').replace('"auto"', '"off"'))
+    return made
+
+
+@pytest.fixture
+def ran(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """The children of each supervisor, which runs none."""
+    seen: list[Any] = []
+
+    def supervisor(made: list[Any], *, status: Path) -> SimpleNamespace:
+        seen.append(made)
+        return SimpleNamespace(run=lambda: Ended(None, 0))
+
+    monkeypatch.setattr(module, "Supervisor", supervisor)
+    return seen
+
+
+def test_three_children_in_the_order_of_their_start(folder: OperatorFolder, ran: list[Any]) -> None:
+    assert start(folder, verbose=False) == 0
+    assert [child.name for child in ran[0]] == ["superlink", "desk", "gateway"]
+    assert folder.holder() is None
+
+
+def test_no_secret_is_on_a_command_line(folder: OperatorFolder, ran: list[Any]) -> None:
+    start(folder, verbose=True)
+    secret = folder.authority().executor_secret()
+    assert not any(secret in part.encode() or secret.hex() in part for child in ran[0] for part in child.argv)
+
+
+@pytest.mark.parametrize("key", ["gateway", "metrics", "superlink"])
+def test_a_port_that_is_in_use_is_an_error_before_any_process_starts(
+    folder: OperatorFolder, ran: list[Any], key: str
+) -> None:
+    port = getattr(folder.load_server(), key).port
+    with socket.create_server(("127.0.0.1", port)), pytest.raises(InputError, match=rf":{port}") as caught:
+        start(folder, verbose=False)
+    assert f"{key}.port" in caught.value.hint
+    assert not ran
+
+
+def test_an_expired_certificate_is_an_error_before_any_process_starts(
+    folder: OperatorFolder, ran: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expired = SimpleNamespace(not_after=datetime.now(UTC) - timedelta(days=1))
+    monkeypatch.setattr(Authority, "certificate", lambda _: expired)
+    with pytest.raises(PrivacyError, match="expired on") as caught:
+        start(folder, verbose=False)
+    assert "renew" in caught.value.hint
+    assert not ran
+
+
+def test_a_second_start_is_an_error_before_any_process_starts(folder: OperatorFolder, ran: list[Any]) -> None:
+    with folder.hold(), pytest.raises(InputError, match="running already"):
+        start(folder, verbose=False)
+    assert not ran
+
+
+def test_the_weakness_is_named_where_there_is_no_namespace(
+    folder: OperatorFolder, ran: list[Any], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start(folder, verbose=False)
+    assert "every local account" in capsys.readouterr().err
+    monkeypatch.setattr(module, "command", lambda *_, **__: ["false"])
+    monkeypatch.setattr(module, "leave_network", lambda: pytest.fail("left"))
+    module._leave(Namespace.AUTO)
+    assert "every local account" in capsys.readouterr().err
+
+
+def test_it_leaves_the_network_where_that_is_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
+    done: list[str] = []
+    monkeypatch.setattr(module, "command", lambda *_, **__: ["true"])
+    monkeypatch.setattr(module, "leave_network", lambda: done.append("left"))
+    monkeypatch.setattr(module, "bring_up_loopback", lambda: done.append("loopback"))
+    module._leave(Namespace.AUTO)
+    assert done == ["left", "loopback"]
+
+
+def test_the_gateway_is_ready_once_it_listens_and_that_is_said_once(
+    folder: OperatorFolder, capsys: pytest.CaptureFixture[str]
+) -> None:
+    server = folder.load_server()
+    with listen("127.0.0.1", server.gateway.port, key="gateway.port") as public:
+        ready = children(folder, server, public=public, metrics=None)[2].ready
+        assert ready is not None
+        assert not ready()
+        public.listen()
+        assert ready() and ready()
+    said = capsys.readouterr().out
+    assert len(re.findall("listening on", said)) == 1
+    assert server.address in said
+
+
+def test_the_gateway_waits_until_sites_are_registered(folder: OperatorFolder) -> None:
+    server = folder.load_server()
+    folder.sites_file.write_text("{}")
+    old = datetime.now(UTC).timestamp() - 60
+    os.utime(folder.sites_file, (old, old))
+    with listen("127.0.0.1", server.gateway.port, key="gateway.port") as public:
+        ready = children(folder, server, public=public, metrics=None)[1].ready
+    assert ready is not None
+    assert not ready()
+    folder.sites_file.write_text("{}")
+    os.utime(folder.sites_file)
+    assert ready()
+
+
+def test_an_unknown_address_is_named() -> None:
+    with pytest.raises(InputError, match=r"192\.0\.2\.9"):
+        listen("192.0.2.9", free_port(), key="gateway.port")

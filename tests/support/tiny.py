@@ -6,6 +6,7 @@ Example:
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +50,8 @@ WORDS = [
     "disorder",
 ]
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
-VOCABULARY = (*SPECIAL, *WORDS, *"abcdefghijklmnopqrstuvwxyz")  # padded to 100 below
+ALPHABET = "abcdefghijklmnopqrstuvwxyz"
+VOCABULARY = (*SPECIAL, *WORDS, *ALPHABET)  # padded to 100 below
 
 
 def tiny_base(folder: Path, *, seed: int = 0) -> ModelConfig:
@@ -68,11 +70,19 @@ def tiny_base(folder: Path, *, seed: int = 0) -> ModelConfig:
     return ModelConfig(base=str(folder), max_tokens=32)
 
 
-def _save(folder: Path, seed: int) -> None:
+def worded_base(folder: Path, words: Sequence[str], *, seed: int = 0) -> ModelConfig:
+    """``tiny_base`` with a vocabulary of its own, for texts of another subject."""
+    if not (folder / "model.safetensors").exists():
+        _save(folder, seed, vocabulary=(*SPECIAL, *words, *ALPHABET))
+    return ModelConfig(base=str(folder), max_tokens=32)
+
+
+def _save(folder: Path, seed: int, vocabulary: Sequence[str] = VOCABULARY) -> None:
     import torch
     import transformers
 
     folder.mkdir(parents=True, exist_ok=True)
+    filler = [f"[unused{number}]" for number in range(100 - len(vocabulary))]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = transformers.BertModel(
@@ -81,14 +91,13 @@ def _save(folder: Path, seed: int) -> None:
                 num_hidden_layers=2,
                 num_attention_heads=2,
                 intermediate_size=64,
-                vocab_size=100,
+                vocab_size=max(100, len(vocabulary)),
                 max_position_embeddings=64,
                 initializer_range=0.2,  # with the usual 0.02 all texts look alike and tests see nothing
             )
         )
     model.save_pretrained(str(folder))
-    filler = [f"[unused{number}]" for number in range(100 - len(VOCABULARY))]
-    (folder / "vocab.txt").write_text("\n".join([*VOCABULARY, *filler]) + "\n", encoding="utf-8")
+    (folder / "vocab.txt").write_text("\n".join([*vocabulary, *filler]) + "\n", encoding="utf-8")
     _tokenizer(folder / "vocab.txt").save_pretrained(str(folder))
 
 

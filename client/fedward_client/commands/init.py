@@ -9,18 +9,23 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from fedward_client.commands.report import Report, rows
+from fedward_client.commands.join import Invitation, join, operator_key_text
 from fedward_client.installation.folder import Folder
 from fedward_client.installation.keys import public_key_text
 from fedward_common.privacy.grants import Budget
+from fedward_common.report import Report, rows
 
 __all__ = ["budget_line", "init"]
 
 DEFAULT_NAME = "my-site"
 
 
-def init(root: Path) -> Report:
+def init(root: Path, invitation: Invitation | None = None) -> Report:
     """Make whatever a site lacks. Nothing that exists is overwritten.
+
+    Args:
+      root: the site's folder.
+      invitation: what the operator of a federation handed out, to join it.
 
     Raises:
       OutputError: the folder holds something else, or cannot be written.
@@ -28,9 +33,11 @@ def init(root: Path) -> Report:
       PrivacyError: keys or folders are open to others, or a key that the books need is gone.
     """
     new = not (root / "site.toml").exists()
-    folder = Folder.create(root, name=_name_for(root))
+    operator = operator_key_text(invitation.operator_key) if invitation else None
+    folder = Folder.create(root, name=_name_for(root), operator=operator)
     keys = folder.load_keys()
-    facts = {"command": "init", "folder": str(root), "public_key": public_key_text(keys.public_key)}
+    joined = join(folder, invitation) if invitation else Report(facts={})
+    facts = {"folder": str(root), "public_key": public_key_text(keys.public_key), **joined.facts, "command": "init"}
     known = rows(
         [
             ("site", str(root)),
@@ -38,6 +45,7 @@ def init(root: Path) -> Report:
             ("fingerprint", keys.fingerprint),
         ]
     )
+    known = (*known, *joined.lines)
     if new:
         return Report(facts={**facts, "ledger": False}, lines=(*known, *_first_steps(folder)))
     site = folder.load_site()

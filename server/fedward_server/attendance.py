@@ -1,8 +1,8 @@
 """Which sites keep failing, and who may be asked because of it. Numbers by name; no messages, no clock.
 
 A site that sent no update in so many attempts in a row that it was asked in is set aside: it is asked again in every
-tenth attempt only, until it sends one. A refusal is no update. This decides who is asked, so it is kept in checkpoints:
-a resumed run asks whom the stopped one would have asked.
+tenth attempt only, until it sends one; or once, as soon as it is back, where it was away. A refusal is no update. This
+decides who is asked, so it is kept in checkpoints: a resumed run asks whom the stopped one would have asked.
 
 Example:
     >>> attendance = Attendance(limit=2)
@@ -32,10 +32,12 @@ class Attendance:
     Guarantees:
       - At least ``minimum`` sites are invited where so many are connected.
       - A site that is set aside has its turn in every tenth attempt.
+      - A site that was set aside, went away and came back is asked again at once; one more failure sets it aside again.
     """
 
     limit: int
     missed: dict[str, int] = field(default_factory=dict)
+    _away: set[str] = field(default_factory=set)
 
     @property
     def aside(self) -> tuple[str, ...]:
@@ -52,6 +54,7 @@ class Attendance:
         Returns:
           Nodes, in order.
         """
+        self._welcome(set(connected.values()))
         resting = sorted(
             (node for node, name in connected.items() if self._is_aside(name) and not self._has_its_turn(name)),
             key=lambda node: (self.missed[connected[node]], connected[node], node),
@@ -77,6 +80,11 @@ class Attendance:
         for name in updated:
             self.missed.pop(name, None)
         return tuple(name for name in self.aside if name not in before)
+
+    def _welcome(self, here: Set[str]) -> None:
+        for name in self._away & here:
+            self.missed[name] = self.limit - 1
+        self._away = set(self.aside) - here
 
     def _is_aside(self, name: str) -> bool:
         return 0 < self.limit <= self.missed.get(name, 0)

@@ -81,3 +81,15 @@ def test_at_least_the_minimum_is_invited_where_so_many_are_connected(
     if len(there) == len(connected):  # one node a site, as enrolled
         assert len(nodes) >= min(minimum, len(there))
     assert all(connected[node] in there for node in nodes)
+
+
+def test_a_site_that_was_set_aside_went_away_and_came_back_is_asked_again_at_once() -> None:
+    attendance = Attendance(limit=2)
+    for _ in range(2):
+        attendance.note(asked={"a", "b"}, updated={"a"}, spared=set())
+    assert attendance.invited({1: "a", 2: "b"}, minimum=1) == [1]
+    assert attendance.invited({1: "a"}, minimum=1) == [1]
+    assert attendance.invited({1: "a", 2: "b"}, minimum=1) == [1, 2]
+    attendance.note(asked={"a", "b"}, updated={"a"}, spared=set())
+    assert attendance.aside == ("b",), "one more failure sets it aside again"
+    assert attendance.invited({1: "a", 2: "b"}, minimum=1) == [1]

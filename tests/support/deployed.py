@@ -31,6 +31,8 @@ from typing import Any, Self
 from fedward_client.installation.folder import Folder
 from fedward_client.installation.keys import SiteKeys
 from fedward_common.config import ModelConfig, RunConfig
+from fedward_common.machine.exec import command
+from fedward_common.machine.namespaces import Network
 from fedward_common.modeling.base import fingerprint
 from fedward_server.bundle import Bundle
 from support.shared import FOLDER
@@ -95,7 +97,8 @@ class Command:
         """Start it."""
         with self.log.open("ab") as output:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", *self.argv],
+                # it ends with the tests, however these end
+                command([sys.executable, "-m", *self.argv], network=Network.SHARED),
                 stdout=output,
                 stderr=output,
                 stdin=subprocess.DEVNULL,
@@ -197,8 +200,8 @@ class Deployed:
 
     def __exit__(self, *_: object) -> None:
         """End everything."""
-        for command in reversed(self.commands.values()):
-            command.end()
+        for started in reversed(self.commands.values()):
+            started.end()
         for site in self.sites.values():
             site.tap.__exit__()
 
@@ -351,7 +354,7 @@ def _config(base: ModelConfig, stages: Sequence[dict[str, Any]]) -> RunConfig:
             "adapter": {"rank": 4, "alpha": 16.0},
             "data": {"train": "none"},
             "privacy": {"validation_fraction": 0.2, "delta": 1e-3, "epsilon": 8.0},
-            "rounds": {"minimum": 2, "deadline_s": 20, "retries": 4},
+            "rounds": {"minimum": 2, "deadline_s": 30, "retries": 4},
             "server": {"learning_rate": 0.05},
             "stages": list(stages),
         }

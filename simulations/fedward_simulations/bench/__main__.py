@@ -1,4 +1,4 @@
-"""``python -m fedward_simulations.bench [step|overhead|bytes|startup|noise|books|data FILES]``: Markdown on stdout."""
+"""``python -m fedward_simulations.bench [WHAT | data FILES]``: tables in Markdown; ``--help`` lists WHAT."""
 
 from __future__ import annotations
 
@@ -46,6 +46,18 @@ def _books() -> Table:
     return measure()
 
 
+def _transfer() -> Table:
+    from fedward_simulations.bench.transfer import measure
+
+    return measure()
+
+
+def _federation() -> Table:
+    from fedward_simulations.bench.federation import measure
+
+    return measure()
+
+
 WITHOUT_FILES: dict[str, Callable[[], Table]] = {
     "step": _step,
     "overhead": _overhead,
@@ -53,6 +65,8 @@ WITHOUT_FILES: dict[str, Callable[[], Table]] = {
     "startup": _startup,
     "noise": _noise,
     "books": _books,
+    "transfer": _transfer,
+    "federation": _federation,
 }
 
 

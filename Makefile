@@ -17,7 +17,7 @@ VERSION := import sys; print(sys.version.split()[0])
 comma := ,
 complain = { echo "fedward: error: $(1)" >&2; echo "hint: $(2)" >&2; exit 2; }
 
-.PHONY: venv demo test check bench clean
+.PHONY: venv demo test soak check bench clean
 
 venv: .venv/.done
 
@@ -44,6 +44,11 @@ demo: venv
 test: export OMP_WAIT_POLICY := PASSIVE
 test: venv
 	$(V)/python -m pytest $(ARGS)
+
+# half an hour of kills and cuts on a real federation; not part of the suite
+soak: export OMP_WAIT_POLICY := PASSIVE
+soak: venv
+	$(V)/python -m pytest -s tests/deployment/soak.py $(ARGS)
 
 check: venv
 	$(V)/ruff format --check .

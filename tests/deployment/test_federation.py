@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -86,7 +87,7 @@ def test_the_courier_is_small(story: Story, name: str) -> None:
 def test_no_canary_leaves_a_site(story: Story, name: str) -> None:
     """Every byte that the gateway hears and says, in clear; every file of operator, courier and logs."""
     federation, site = story.federation, story.site(name)
-    canaries = [f"zq{name}"]
+    canaries = [f"zqcanary{name}"]
     assert found(site.tap.heard(), canaries) == []
     assert found(b"".join(site.tap.down), canaries) == []
     for path in [*files(federation.operator), *files(site.root / "courier"), *files(site.root / "logs")]:
@@ -149,6 +150,8 @@ def test_the_adapter_has_learned(story: Story) -> None:
     assert np.mean(losses) < 0.93 * np.log(len(labels))
 
 
+# peft's PeftModel asks a model for a property that transformers 5 deprecates
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 def test_the_export_loads_with_peft_alone(story: Story, tmp_path: Path) -> None:
     from peft import PeftModel
     from transformers import AutoModel
@@ -162,11 +165,12 @@ def test_the_export_loads_with_peft_alone(story: Story, tmp_path: Path) -> None:
 
 def test_status_and_sites_say_how_it_stands(story: Story) -> None:
     federation = story.federation
-    assert (
-        facts("fedward_server", "status", federation.run_name, str(federation.operator))["run"]["state"] == "finished"
-    )
+    about = facts("fedward_server", "status", str(federation.operator), "--run", federation.run_name)
+    assert about["state"] == "finished"
     shown = facts("fedward_server", "sites", str(federation.operator))["sites"]
-    assert {site["name"] for site in shown if site["connected"]} == set(NAMES)
+    assert {site["name"]: site["version"] for site in shown if site["connected"]} == dict.fromkeys(
+        NAMES, version("fedward")
+    )
 
 
 def ledger_of(site: Hospital) -> Ledger:

@@ -113,7 +113,7 @@ CASES: tuple[Case, ...] = (
     case("GET health with a path", line("/health/", method="GET"), 404),
     case("POST health", line("/health"), 405),
     case("HEAD health", line("/health", method="HEAD"), 405),
-    case("a body declared too large", plus(PULL, f"Content-Length: {40 << 20}", body=b"x" * 1000), 413),
+    case("a body declared too large", plus(PULL, f"Content-Length: {400 << 20}", body=b"x" * 1000), 413),
     case("nobody", lambda _: request_bytes(PULL, {}, b"body"), 403),
     case("a stranger", lambda _: request_bytes(PULL, Site.stranger().headers(), b"body"), 403),
     case("a key alone", lambda site: request_bytes(PULL, _without(site.headers(), "flwr-public-key"), b"body"), 403),

@@ -57,7 +57,7 @@ def tell(federation: Deployed) -> Story:
     _measure(story)
     _kill(story, "gateway", lambda: federation.pid("gateway"))
     _kill(story, "superlink", lambda: federation.pid("superlink"))
-    _kill(story, "conductor", lambda: _conductor(federation))
+    _kill(story, "conductor", lambda: conductor_of(federation))
     _kill_mid_upload(story, "ghr")
     _cut_the_network(story, "ninds")
     _kill_mid_step(story, story.held_run_site)
@@ -104,7 +104,7 @@ def _mid_round(federation: Deployed) -> int:
     return federation.finished() + 1
 
 
-def _conductor(federation: Deployed) -> int:
+def conductor_of(federation: Deployed) -> int:
     """The ServerApp's process."""
 
     def running() -> int | None:

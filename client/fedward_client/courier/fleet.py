@@ -71,7 +71,7 @@ from fedward_client.courier.faults import (
     WrongClock,
 )
 from fedward_client.courier.folder import CourierFolder
-from fedward_client.courier.link import Watch, certificate_error, open_link, tls_context
+from fedward_client.courier.link import OverLimit, Watch, certificate_error, certificate_words, open_link, tls_context
 
 __all__ = ["Fleet", "NotYet", "Parcel", "Unreadable", "expires_at", "pack_up"]
 
@@ -88,6 +88,10 @@ class NotYet(Fault):
     """The operator is still writing the message: part of it is not there yet."""
 
     soonest_s, latest_s = 0.1, 1.0
+
+
+class Oversized(Away):
+    """An answer was larger than what is taken: of an object, it makes its message unreadable."""
 
 
 class Unreadable(Unusable):
@@ -146,7 +150,7 @@ class Fleet:
           Fault: it did not work.
         """
         request = ActivateNodeRequest(public_key=self._key, heartbeat_interval=HEARTBEAT_DEFAULT_INTERVAL)
-        self.node_id = self._call(lambda: self._client.ActivateNode(request)).node_id
+        self.node_id = self._insist(lambda: self._client.ActivateNode(request)).node_id
         return self.node_id
 
     def resume(self, node_id: int) -> bool:
@@ -169,7 +173,7 @@ class Fleet:
           Fault: it did not work.
         """
         request = SendNodeHeartbeatRequest(node=self._node(), heartbeat_interval=HEARTBEAT_DEFAULT_INTERVAL)
-        if not self._call(lambda: self._client.SendNodeHeartbeat(request)).success:
+        if not self._insist(lambda: self._client.SendNodeHeartbeat(request)).success:
             raise _not_enrolled(self._file.server)
 
     def pull(self) -> Message | None:
@@ -221,7 +225,7 @@ class Fleet:
           Fault: it did not work.
         """
         request = DeactivateNodeRequest(node_id=self._node().node_id)
-        self._call(lambda: self._client.DeactivateNode(request))
+        self._insist(lambda: self._client.DeactivateNode(request))
         self.node_id = None
 
     def close(self) -> None:
@@ -236,9 +240,13 @@ class Fleet:
     def _fetch(self, incoming: _Incoming) -> None:
         run_id = incoming.head.metadata.run_id
         for object_id in incoming.wanted:
-            if object_id not in incoming.contents:
-                incoming.contents[object_id] = self._pull_object(run_id, object_id)
-            if incoming.size > self._file.largest_mb << 20:
+            try:
+                if object_id not in incoming.contents:
+                    incoming.contents[object_id] = self._pull_object(run_id, object_id)
+                small = incoming.size <= self._file.largest_mb << 20
+            except Oversized:  # asked for again it would be as large
+                small = False
+            if not small:
                 what = f"a message is larger than largest_mb = {self._file.largest_mb}"
                 raise Unreadable(what, hint="raise largest_mb in courier.toml", head=incoming.head)
         request = ConfirmMessageReceivedRequest(node=self._node(), run_id=run_id, message_object_id=incoming.root)
@@ -262,6 +270,13 @@ class Fleet:
     def _call(self, call: Callable[[], T]) -> T:
         with self._as_faults():
             return call()
+
+    def _insist(self, call: Callable[[], T]) -> T:
+        """For what is no message: there is nothing to give up, so every failure is tried again."""
+        try:
+            return self._call(call)
+        except Dropped as dropped:
+            raise Away(str(dropped), hint=dropped.hint) from None
 
     @contextmanager
     def _as_faults(self) -> Iterator[None]:
@@ -471,29 +486,12 @@ def _no_flower(server: str) -> Away:
 
 def _of_link(error: Exception, server: str, proxy: str) -> Fault:
     if refused := certificate_error(error):
-        return WrongCertificate(
-            f"{server} has no certificate that the CA file vouches for: {_why(refused)}", hint=_what_to_do(refused)
-        )
+        why, hint = certificate_words(refused)
+        return WrongCertificate(f"{server} has no certificate that the CA file vouches for: {why}", hint=hint)
+    if isinstance(error, OverLimit):
+        return Oversized(f"an answer of {server} is over the limit", hint="raise largest_mb in courier.toml")
     if isinstance(error, httpx.ProxyError):
         return Away("the proxy refuses to connect", hint=f"allow CONNECT to {server} at the proxy, or check proxy")
     if proxy:
         return Away(f"no answer from {server} through the proxy", hint="check the network and proxy in courier.toml")
     return Away(f"no answer from {server}", hint="check the network; a firewall must let this machine connect there")
-
-
-EXPIRED, NOT_YET_VALID, WRONG_HOST, WRONG_IP = 10, 9, 62, 64  # OpenSSL's X509_V_ERR_*
-
-
-def _why(error: ssl.SSLCertVerificationError) -> str:
-    """OpenSSL's short phrase for a code, which is never made of what the other side sent."""
-    known = {EXPIRED: "it has expired", NOT_YET_VALID: "it is not valid yet"}
-    named = {WRONG_HOST: "it is for another name", WRONG_IP: "it is for another address"}
-    return (known | named).get(error.verify_code, "another CA signed it")
-
-
-def _what_to_do(error: ssl.SSLCertVerificationError) -> str:
-    if error.verify_code in (EXPIRED, NOT_YET_VALID):
-        return "check this machine's clock; if it is right, ask the operator to renew the certificate"
-    if error.verify_code in (WRONG_HOST, WRONG_IP):
-        return "write the server as the operator names it; or ask the operator to add this name to the certificate"
-    return "compare ca.pem with the operator's; or a proxy opens TLS: exempt this server there, it must pass unopened"

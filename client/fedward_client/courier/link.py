@@ -13,13 +13,20 @@ from email.utils import parsedate_to_datetime
 
 import httpx
 
-__all__ = ["Watch", "certificate_error", "open_link", "tls_context"]
+from fedward_client.courier.status import our_version
+
+__all__ = ["OverLimit", "Watch", "certificate_error", "certificate_words", "open_link", "tls_context"]
 
 CHUNK = 1 << 16
 TIMEOUT = httpx.Timeout(connect=10.0, read=30.0, write=30.0, pool=10.0)
 SLOWEST_BYTES_PER_S, GRACE_S = 4096, 60.0
-HEADERS = {"accept-encoding": "identity", "user-agent": "fedward-courier"}
+HEADERS = {"accept-encoding": "identity", "user-agent": f"fedward-courier/{our_version()}"}
 LIMITS = httpx.Limits(max_connections=1, max_keepalive_connections=1, keepalive_expiry=30.0)
+EXPIRED, NOT_YET_VALID, WRONG_HOST, WRONG_IP = 10, 9, 62, 64  # OpenSSL's X509_V_ERR_*
+
+
+class OverLimit(httpx.RemoteProtocolError):
+    """An answer is larger than ``Watch.largest``."""
 
 
 class Watch:
@@ -75,6 +82,21 @@ def certificate_error(error: BaseException) -> ssl.SSLCertVerificationError | No
             return seen
         seen = seen.__cause__ or seen.__context__
     return None
+
+
+def certificate_words(error: ssl.SSLCertVerificationError) -> tuple[str, str]:
+    """Why a certificate was refused, and what to do: our words for OpenSSL's code, nothing that the other side sent."""
+    known = {EXPIRED: "it has expired", NOT_YET_VALID: "it is not valid yet"}
+    named = {WRONG_HOST: "it is for another name", WRONG_IP: "it is for another address"}
+    why = (known | named).get(error.verify_code, "another CA signed it")
+    if error.verify_code in known:
+        return why, "check this machine's clock; if it is right, ask the operator to renew the certificate"
+    if error.verify_code in named:
+        return why, "write the server as the operator names it; or ask the operator to add this name to the certificate"
+    return (
+        why,
+        "compare ca.pem with the operator's; or a proxy opens TLS: exempt this server there, it must pass unopened",
+    )
 
 
 class Bounded(httpx.BaseTransport):
@@ -136,7 +158,7 @@ class _Answer(httpx.SyncByteStream):
         for part in self._inner:
             count += len(part)
             if count > self._largest:
-                raise httpx.RemoteProtocolError("an answer over the limit")
+                raise OverLimit("an answer over the limit")
             self._pace.moved(len(part))
             yield part
 

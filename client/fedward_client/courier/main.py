@@ -23,13 +23,12 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
 
 from fedward_client.courier.folder import CourierFolder
-from fedward_client.courier.status import Board, Status
+from fedward_client.courier.status import Board, Status, our_version
 from fedward_common.errors import FedwardError, PrivacyError
 from fedward_common.machine.holding import hold
 from fedward_common.machine.landlock import Confined, confine
@@ -202,15 +201,11 @@ def _say_farewell(parts: _Parts) -> None:
 
 
 def _first_status(folder: CourierFolder, confined: bool) -> Status:
-    try:
-        ours = version("fedward")
-    except PackageNotFoundError:
-        ours = "unknown"
     now, tick = time.time(), time.monotonic()
     return Status(
         since=now,
         server=folder.file.server,
-        version=ours,
+        version=our_version(),
         pid=os.getpid(),
         confined=confined,
         alive_at=tick,

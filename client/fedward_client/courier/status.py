@@ -21,12 +21,13 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, replace
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Self
 
 from fedward_client.courier.faults import Fault, State
 
-__all__ = ["Board", "Status", "deaf"]
+__all__ = ["Board", "Status", "deaf", "our_version"]
 
 SCHEMA = 1
 STUCK_S = 120.0
@@ -67,6 +68,14 @@ class Status:
             return cls(**(row | {"state": State(row["state"])}))
         except (ValueError, KeyError, TypeError, AttributeError):
             return None
+
+
+def our_version() -> str:
+    """Of the fedward that runs here."""
+    try:
+        return version("fedward")
+    except PackageNotFoundError:
+        return "unknown"
 
 
 def deaf(status: Status, now: float) -> str | None:

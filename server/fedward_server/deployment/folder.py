@@ -35,6 +35,7 @@ from typing import TYPE_CHECKING, Any, Self
 from fedward_common.errors import BadSignature, InputError, OutputError
 from fedward_common.files import check_private, make_private_folder, read_json, rewrite, sync_folder, write_new
 from fedward_server.deployment.server_file import DEFAULT_HOST, DEFAULT_PORT, ServerFile, template
+from fedward_server.deployment.versions import read_versions
 
 if TYPE_CHECKING:
     from fedward_common.enrolment import Enrolment
@@ -214,7 +215,11 @@ class OperatorFolder:
         """What the desk last wrote of each site; empty before it ever ran."""
         rows = read_json(self.sites_file)
         rows = rows.get("sites", rows) if isinstance(rows, dict) else {}
-        return {str(name): row for name, row in rows.items() if isinstance(row, dict)} if isinstance(rows, dict) else {}
+        rows = rows if isinstance(rows, dict) else {}
+        said = read_versions(self.state)
+        return {
+            str(name): {**row, "version": said.get(str(name))} for name, row in rows.items() if isinstance(row, dict)
+        }
 
     def enrol(self, text: str, *, name: str | None = None, consents: Collection[Consent] = ()) -> Enrolment:
         """Let a site take part under a name. The same keys under the same name again change nothing.

@@ -29,7 +29,8 @@ from fedward_server.deployment.limits import Limits, Together, neighbourhood
 from fedward_server.deployment.passing import Passing
 from fedward_server.deployment.peer import Peer
 from fedward_server.deployment.roll import Roll
-from fedward_server.deployment.upstream import Pool, certificate_name
+from fedward_server.deployment.upstream import Pool
+from fedward_server.deployment.versions import Versions
 
 __all__ = ["Gateway", "Place", "main"]
 
@@ -72,7 +73,8 @@ class Place:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         context.minimum_version = ssl.TLSVersion.TLSv1_3
         context.load_verify_locations(self.folder / "keys" / "ca.pem")
-        return Pool(self.host, self.port, context=context, name=certificate_name(self.certificate))
+        context.check_hostname = False  # right after a renewal its names may differ
+        return Pool(self.host, self.port, context=context)
 
 
 class Gateway:
@@ -88,7 +90,8 @@ class Gateway:
         self._place, self._limits = place, limits
         self._looked, self._stamp = time.monotonic(), place.stamp()
         self._inward, self._pool = place.inward(), place.outward()
-        self._passing = Passing(limits, Roll(place.folder / "sites"), lambda: self._pool, log)
+        versions = Versions(place.folder / "state")
+        self._passing = Passing(limits, Roll(place.folder / "sites"), lambda: self._pool, log, versions.note)
         self._connections = Together(most=limits.connections_per_address, total=limits.connections)
         self._tasks: set[asyncio.Task[None]] = set()
 

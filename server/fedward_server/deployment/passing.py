@@ -23,6 +23,7 @@ from fedward_server.deployment.peer import Lost, Peer
 from fedward_server.deployment.roll import Node, Roll, Stranger
 from fedward_server.deployment.routes import HEALTH, allowed, down, malformed, up, verdict
 from fedward_server.deployment.upstream import Away, Pool
+from fedward_server.deployment.versions import version_in
 
 __all__ = ["Passing"]
 
@@ -88,9 +89,19 @@ class Passing:
       - No answer has the status 500, whatever fails.
     """
 
-    def __init__(self, limits: Limits, roll: Roll, pool: Callable[[], Pool], log: TextIO) -> None:
-        """``pool`` gives the connections of the moment, ``log`` takes a line for each request."""
-        self._limits, self._roll, self._pool, self._log = limits, roll, pool, log
+    def __init__(
+        self, limits: Limits, roll: Roll, pool: Callable[[], Pool], log: TextIO, met: Callable[[str, str], None]
+    ) -> None:
+        """Serve nobody yet.
+
+        Args:
+          limits: what a node may ask for.
+          roll: who is enrolled.
+          pool: gives the connections of the moment.
+          log: takes a line for each request.
+          met: hears the name of each site that was let in, and the version that it says it runs.
+        """
+        self._limits, self._roll, self._pool, self._log, self._met = limits, roll, pool, log, met
         self._nodes = Buckets(per_s=limits.requests_per_s, burst=limits.burst)
         self._strangers = Buckets(per_s=limits.strangers_per_s, burst=limits.strangers_burst)
         self._requests = Together(most=limits.requests_at_once, total=limits.connections)
@@ -143,6 +154,7 @@ class Passing:
         if exchange.route == HEALTH:
             await self._healthy(peer, exchange)
         elif isinstance(who, Node):
+            self._met(who.name, version_in(dict(exchange.request.headers)))
             await self._admitted(peer, exchange)
         else:
             raise Refused(403, who.value)

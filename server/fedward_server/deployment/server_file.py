@@ -89,8 +89,8 @@ class Namespace(StrEnum):
 class GatewayTable(Section):
     """``[gateway]``: the only public port. ``names`` are what sites may call it; the certificate carries them.
 
-    A node sends a handful of requests a second, and a message in few but large ones. ``burst`` holds what comes together
-    after an outage, so the limits meet only a node gone wild.
+    A node sends a handful of requests a second, and a message in few but large ones. ``burst`` holds what comes
+    together after an outage, so the limits meet only a node gone wild.
     """
 
     host: Annotated[str, AfterValidator(_address)] = DEFAULT_HOST

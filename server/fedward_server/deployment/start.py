@@ -13,7 +13,7 @@ import socket
 import subprocess
 import sys
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -116,6 +116,7 @@ def children(
         log=folder.logs / "superlink.log",
         ready=partial(healthy, upstream),
         ready_limit_s=READY_S,
+        watch=_Renewed(folder),
     )
     desk = Child(
         name="desk",
@@ -144,6 +145,22 @@ def _written_since(path: Path, moment: float) -> bool:
 
 def _module(name: str) -> tuple[str, ...]:
     return (sys.executable, "-P", "-m", f"{PACKAGE}.{name}")
+
+
+class _Renewed:
+    """The SuperLink reads its certificate when it starts, so a renewed one asks for a restart; runs outlive that."""
+
+    def __init__(self, folder: OperatorFolder) -> None:
+        self._path = folder.authority().certificate_file
+        self._known = self._path.stat().st_mtime_ns
+
+    def __call__(self) -> str | None:
+        with suppress(OSError):
+            now = self._path.stat().st_mtime_ns
+            if now != self._known:
+                self._known = now
+                return "the certificate was renewed"
+        return None
 
 
 class _Announced:

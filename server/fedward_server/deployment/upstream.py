@@ -5,14 +5,12 @@ from __future__ import annotations
 import asyncio
 import ssl
 import time
-from pathlib import Path
 
 import h11
-from cryptography import x509
 
 from fedward_server.deployment.peer import Lost, Peer
 
-__all__ = ["Away", "Pool", "certificate_name"]
+__all__ = ["Away", "Pool"]
 
 IDLE_S = 4.0  # uvicorn hangs up after five
 KEPT = 64
@@ -29,19 +27,19 @@ class Pool:
     """Connections to it.
 
     Guarantees:
-      - Nothing is sent before the certificate was verified against our CA and its own name.
+      - Nothing is sent before the certificate was verified against our CA, which certifies this one server.
     """
 
-    def __init__(self, host: str, port: int, *, context: ssl.SSLContext, name: str) -> None:
+    def __init__(self, host: str, port: int, *, context: ssl.SSLContext) -> None:
         """Nothing is opened yet."""
-        self._host, self._port, self._context, self._name = host, port, context, name
+        self._host, self._port, self._context = host, port, context
         self._idle: list[Peer] = []
         self._closed = False
 
     @property
     def authority(self) -> bytes:
         """For the Host header."""
-        return f"{self._name}:{self._port}".encode() if ":" not in self._name else b"localhost"
+        return f"localhost:{self._port}".encode()
 
     async def take(self) -> Peer:
         """A connection, new or used before."""
@@ -53,7 +51,7 @@ class Pool:
         try:
             async with asyncio.timeout(HANDSHAKE_S):
                 reader, writer = await asyncio.open_connection(
-                    self._host, self._port, ssl=self._context, server_hostname=self._name, limit=BUFFER
+                    self._host, self._port, ssl=self._context, server_hostname=self._host, limit=BUFFER
                 )
         except (OSError, ssl.SSLError, TimeoutError):
             raise Away from None
@@ -91,11 +89,3 @@ class Pool:
         finally:
             peer.abort()
         return isinstance(answer, h11.Response) and answer.status_code == 200
-
-
-def certificate_name(path: Path) -> str:
-    """A name or address that the certificate is good for, to verify it by."""
-    certificate = x509.load_pem_x509_certificate(path.read_bytes())
-    names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-    known = names.get_values_for_type(x509.DNSName) or [str(ip) for ip in names.get_values_for_type(x509.IPAddress)]
-    return known[0]

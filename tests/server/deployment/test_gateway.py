@@ -38,7 +38,7 @@ MIB = 1 << 20
 def folder(tmp_path_factory: pytest.TempPathFactory) -> OperatorFolder:
     folder = operator(tmp_path_factory.mktemp("operator") / "op")
     text = folder.server_file.read_text()
-    text = text.replace("max_body_bytes = 33_554_432", f"max_body_bytes = {6 * MIB}")
+    text = text.replace("max_body_bytes = 285_212_672", f"max_body_bytes = {6 * MIB}")
     folder.server_file.write_text(text.replace("burst = 500", "burst = 1000"))
     return folder
 

@@ -47,6 +47,9 @@ def init(
     ] = None,
     proxy: Annotated[str, typer.Option(metavar="URL", help="An HTTP proxy that knows CONNECT.")] = "",
     courier: Courier = None,
+    door: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Folder of the socket between both processes, for two accounts.")
+    ] = None,
 ) -> None:
     """Make a site: a commented site.toml and keys. Run it again to open the ledger once site.toml is filled in.
 
@@ -56,14 +59,13 @@ def init(
     from fedward_client.commands.join import Invitation
 
     if server is None or ca is None or operator_key is None:
-        if server or ca or operator_key or proxy or courier:
+        if server or ca or operator_key or proxy or courier or door:
             raise InputError(
                 "joining needs --server, --ca and --operator-key together", hint="the operator hands out all three"
             )
         return tell(init(directory))
-    return tell(
-        init(directory, Invitation(server=server, ca=ca, operator_key=operator_key, proxy=proxy, courier=courier))
-    )
+    invitation = Invitation(server=server, ca=ca, operator_key=operator_key, proxy=proxy, courier=courier, door=door)
+    return tell(init(directory, invitation))
 
 
 @app.command(cls=Command)

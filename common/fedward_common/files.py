@@ -25,6 +25,7 @@ from fedward_common.errors import OutputError, PrivacyError
 __all__ = [
     "check_private",
     "make_private_folder",
+    "read_foreign",
     "read_json",
     "read_secret",
     "replace_file",
@@ -36,6 +37,7 @@ __all__ = [
 ]
 
 LARGEST_FILE = 1 << 20
+LARGEST_FOREIGN = 64 << 10
 
 
 def make_private_folder(folder: Path) -> None:
@@ -113,6 +115,23 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
+
+
+def read_foreign(path: Path) -> bytes | None:
+    """A small file that somebody else may have put there; None where there is none, or something else than a file.
+
+    Guarantees:
+      - It returns at once: no pipe is waited for, no link is followed, no device and no endless file is read.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:
+        return None
+    with os.fdopen(descriptor, "rb") as file:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode) or status.st_size > LARGEST_FOREIGN:
+            return None
+        return file.read(LARGEST_FOREIGN)
 
 
 def read_secret(path: Path, *, lost: str) -> bytes:

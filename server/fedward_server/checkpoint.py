@@ -83,7 +83,7 @@ class Checkpoints:
             shutil.rmtree(draft, ignore_errors=True)
             raise OutputError(
                 f"cannot write a checkpoint: {error.strerror or 'disk error'}",
-                hint="free disk space, then `fedward-sim run --resume` continues from the last checkpoint",
+                hint="free disk space, then resume the run: it goes on from the last checkpoint",
             ) from None
         for old in [*self._finished()[:-KEPT], *self._folder.glob(".round-*")]:
             shutil.rmtree(old, ignore_errors=True)

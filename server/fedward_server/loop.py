@@ -208,7 +208,7 @@ class Coordinator:
             self._note(plan, number, result, state, result.fold.aggregate())
         raise RoundAbandoned(
             f"round {state.finished + 1} found fewer than {limits.minimum} answers in {limits.retries + 1} attempts",
-            hint="look at the refusals in rounds.jsonl; `fedward-sim run --resume` continues from the last round",
+            hint="look at the refusals in rounds.jsonl; a resumed run goes on from its last finished round",
         )
 
     def _wait_for_sites(self, post: _FlowerPost) -> list[int]:

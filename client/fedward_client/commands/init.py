@@ -34,7 +34,8 @@ def init(root: Path, invitation: Invitation | None = None) -> Report:
     """
     new = not (root / "site.toml").exists()
     operator = operator_key_text(invitation.operator_key) if invitation else None
-    folder = Folder.create(root, name=_name_for(root), operator=operator)
+    door = invitation.door.absolute() if invitation and invitation.door else None
+    folder = Folder.create(root, name=_name_for(root), operator=operator, door=door)
     keys = folder.load_keys()
     joined = join(folder, invitation) if invitation else Report(facts={})
     facts = {"folder": str(root), "public_key": public_key_text(keys.public_key), **joined.facts, "command": "init"}
@@ -43,7 +44,7 @@ def init(root: Path, invitation: Invitation | None = None) -> Report:
             ("site", str(root)),
             ("public key", f"{public_key_text(keys.public_key)}  (for the operator)"),
             ("fingerprint", keys.fingerprint),
-        ]
+        ][: 1 if invitation else None]
     )
     known = (*known, *joined.lines)
     if new:

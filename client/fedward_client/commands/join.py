@@ -30,13 +30,18 @@ COURIER = "courier"
 
 @dataclass(frozen=True, kw_only=True)
 class Invitation:
-    """What the operator hands out, as it was typed. ``courier`` is the courier's folder where it lies elsewhere."""
+    """What the operator hands out, as it was typed.
+
+    ``courier`` is the courier's folder, and ``door`` the folder of the socket, where they lie elsewhere: with two
+    accounts both must.
+    """
 
     server: str
     ca: Path
     operator_key: str
     proxy: str = ""
     courier: Path | None = None
+    door: Path | None = None
 
 
 def join(folder: Folder, invitation: Invitation) -> Report:
@@ -66,12 +71,13 @@ def join(folder: Folder, invitation: Invitation) -> Report:
                 "server",
                 courier.file.server + (f" through the proxy {courier.file.proxy}" if courier.file.proxy else ""),
             ),
+            ("operator key", f"{read_operator_key(invitation.operator_key)}  (the operator reads it to you)"),
             ("send", f"{target}  (public; the operator enrols it)"),
             ("node key", enrolment.node_fingerprint),
             ("signing key", enrolment.signing_fingerprint),
         ]
     )
-    compare = "compare both fingerprints with the operator on another channel, for instance by telephone"
+    compare = "compare all three fingerprints with the operator on another channel, for instance by telephone"
     return Report(facts=facts, lines=(*lines, compare))
 
 
@@ -116,15 +122,22 @@ def _courier(folder: Folder, invitation: Invitation, name: str) -> CourierFolder
             f"cannot read {invitation.ca}: {error.strerror}", hint="ask the operator for ca.pem"
         ) from None
     door = str(Place.at_site(folder.root).socket)
+    if invitation.door and Place(invitation.door.absolute()).socket != Path(door):
+        raise ConfigError(
+            f"site.toml has its door at {door}", hint="set network.door in site.toml; it is not overwritten"
+        )
     file = _file(name, invitation, door)
     if not (path / "courier.toml").exists():
         return CourierFolder.create(path, file, ca_pem=ca_pem)
+    CourierFolder.make_key(path)  # where it was lost, or moved aside to be replaced
     held = CourierFolder.open(path)
-    if (held.file.server, held.file.proxy, held.file.name) != (file.server, file.proxy, file.name):
-        raise ConfigError(
-            f"{path}/courier.toml says otherwise: server {held.file.server}, name {held.file.name}",
-            hint="edit that file; it is never overwritten",
-        )
+    for key in ("name", "server", "proxy", "door"):
+        have, want = getattr(held.file, key), getattr(file, key)
+        if have != want:
+            raise ConfigError(
+                f"{path}/courier.toml has {key} = {have!r}, and not {want!r}",
+                hint="edit that file; it is never overwritten",
+            )
     return held
 
 

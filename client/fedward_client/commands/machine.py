@@ -1,6 +1,7 @@
 """What this machine does not protect: named weaknesses that no key of the site file can mend.
 
-Looks at the operating system alone, never into the data.
+Looks at the operating system alone, never into the data. What cuts the trainer off from the network is not believed but
+tried, in a process of its own: it cannot be undone.
 """
 
 from __future__ import annotations
@@ -8,14 +9,22 @@ from __future__ import annotations
 import ctypes
 import os
 import stat
+import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
+
+from fedward_common.machine.landlock import landlock_abi
 
 __all__ = ["Weakness", "weaknesses"]
 
 PR_GET_DUMPABLE = 3
 NETWORK_SYSTEMS = ("nfs", "cifs", "smb", "fuse", "9p", "afs", "ceph", "gluster", "lustre")
 MEMORY_SYSTEMS = ("tmpfs", "ramfs")
+PROBE = "from fedward_client.trainer.isolation import isolate; found = isolate(); print(found.namespace, found.filter)"
+PROBE_S = 30.0
+ABI_PORTS, ABI_SIGNALS = 4, 6  # of Landlock
+TWO_ACCOUNTS = "run courier and trainer as two accounts (fedward-client service)"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,9 +50,55 @@ def weaknesses(folder: Path, data: Path) -> tuple[Weakness, ...]:
         ("own_account", "any other program of this account can read data and keys" + _as_root()),
         ("at_rest", "fedward encrypts nothing on disk: use an encrypted disk"),
         ("file_system", _file_system(folder)),
-        ("network", "the process that reads the data is not cut off from the network by fedward"),
+        ("network", _network(*_cut_off())),
+        ("courier", _courier(landlock_abi())),
     ]
     return tuple(Weakness(name=name, text=text) for name, text in found if text)
+
+
+def _cut_off() -> tuple[bool, bool]:
+    """Whether a process of this account gets an empty network namespace, and a filter against sockets, here."""
+    try:
+        done = subprocess.run(  # noqa: S603 - our own code, in our own Python
+            (sys.executable, "-P", "-c", PROBE),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=PROBE_S,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return False, False
+    said = done.stdout.split()
+    return ("True" in said[:1], "True" in said[1:2]) if done.returncode == 0 else (False, False)
+
+
+def _network(namespace: bool, filter: bool) -> str:
+    if namespace and filter:
+        return ""
+    if namespace or filter:
+        there, missing = ("an empty network namespace", "a seccomp filter against sockets")[:: 1 if namespace else -1]
+        return f"the process that reads the data is cut off from the network by {there} alone: {missing} is not there"
+    return (
+        "nothing here cuts a process of this account off from the network: the trainer does not start, unless it is "
+        "started without one (PrivateNetwork=yes, --network none) or policy.waivers names allow_network"
+    )
+
+
+def _courier(abi: int) -> str:
+    if not abi:
+        return (
+            "this kernel has no Landlock: a courier of the same account that was taken over can read data and keys; "
+            + TWO_ACCOUNTS
+        )
+    if abi < ABI_PORTS:
+        return "this kernel's Landlock knows no ports: a courier that was taken over can connect to any server"
+    if abi < ABI_SIGNALS:
+        return (
+            "this kernel's Landlock knows no signals: a courier of the same account that was taken over can end the "
+            "trainer; " + TWO_ACCOUNTS
+        )
+    return ""
 
 
 def _prctl(option: int) -> int:

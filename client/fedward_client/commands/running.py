@@ -24,19 +24,21 @@ from fedward_client.courier.status import Status
 from fedward_client.door.credentials import Pair
 from fedward_client.door.place import Place, listening
 from fedward_client.installation.folder import Folder
-from fedward_common.errors import FedwardError, InputError, OutputError
+from fedward_common.errors import ConfigError, FedwardError, InputError, OutputError
 from fedward_common.files import make_private_folder, read_json
 from fedward_common.machine.holding import Stop, hold, holder, stop
 from fedward_common.machine.life import Child
 from fedward_common.machine.processes import Ended, Supervisor
-from fedward_common.report import Report, rows
+from fedward_common.report import Report, counted, rows
 
-__all__ = ["halt", "start", "start_in_background", "status"]
+__all__ = ["check_door", "halt", "start", "start_in_background", "status"]
 
 LOCK, PROCESSES, LOGS = "start.lock", "processes.json", "logs"
 STOP_WITHIN_S = 90.0  # a round that is being trained may end first
 UP_WITHIN_S = 120.0
 TAIL = 64 * 1024
+KEPT = ("PATH", "HOME", "LANG", "LC_ALL", "LC_CTYPE", "TZ", "TMPDIR")
+FOR_TRAINING = ("OMP_NUM_THREADS", "OMP_WAIT_POLICY", "CUDA_VISIBLE_DEVICES", "LD_LIBRARY_PATH")
 QUIET = {"FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1", "HF_HUB_OFFLINE": "1"}
 
 
@@ -51,12 +53,12 @@ def start(root: Path, courier: Path | None) -> Report:
     folder.load_keys()
     if not folder.has_books:
         raise InputError("the ledger is not open yet", hint=f"fedward-client init {root}")
-    CourierFolder.open(carrier)
+    check_door(CourierFolder.open(carrier), Place.at_site(folder.root))
     make_private_folder(folder.root / LOGS)
     with hold(folder.root / LOCK), _children(folder, carrier) as children:
         ended = Supervisor(children, status=folder.root / PROCESSES).run()
     if ended.child is not None:
-        raise _why(ended, folder, carrier)
+        raise _why(ended, folder)
     return Report(facts={"command": "start", "stopped": True}, lines=("stopped",))
 
 
@@ -79,7 +81,7 @@ def start_in_background(root: Path, courier: Path | None) -> Report:
     while time.monotonic() < end:
         if process.poll() is not None:
             raise _said(log) or InputError("the site ended at once", hint=f"see {log}")
-        children = _processes(folder)
+        children = _processes(folder, of=process.pid)
         if children and all(child.get("state") == "running" for child in children):
             lines = (f"started as process {process.pid}; `fedward-client status {root}` tells how it is",)
             return Report(facts={"command": "start", "pid": process.pid}, lines=lines)
@@ -95,13 +97,13 @@ def status(root: Path, courier: Path | None) -> Report:
     """
     folder, carrier = Folder.open(root), _courier_of(root, courier)
     pid, link = holder(folder.root / LOCK), CourierFolder.status(carrier)
-    children = _processes(folder) if pid else []
+    children = _processes(folder, of=pid)
     serving = listening(Place.at_site(folder.root).socket)
     held = _held(folder)
     facts = {
         "command": "status",
         "courier": None if link is None else json.loads(link.to_json()),
-        "held_runs": list(held),
+        "held_runs": None if held is None else list(held),
         "pid": pid,
         "processes": children,
         "trainer_listens": serving,
@@ -110,12 +112,12 @@ def status(root: Path, courier: Path | None) -> Report:
         [
             ("site", f"running, process {pid}" if pid else "not started by `fedward-client start`"),
             *((str(child["name"]), _life(child)) for child in children),
-            ("trainer", "takes plans" if serving else "does not answer"),
-            ("link", _link(link)),
-            ("held runs", ", ".join(held) or "none"),
+            ("plans", "are taken" if serving else "are not taken: the trainer does not answer"),
+            ("link", _link(link) if link else _no_courier(folder)),
+            ("held runs", "not known while the trainer runs" if held is None else ", ".join(held) or "none"),
         ]
     )
-    return Report(facts=facts, lines=lines, problem=_problem(root, serving, link))
+    return Report(facts=facts, lines=lines, problem=_problem(root, pid, serving, link))
 
 
 def halt(root: Path) -> Report:
@@ -139,13 +141,12 @@ def _children(folder: Folder, carrier: Path) -> Iterator[tuple[Child, ...]]:
     """Trainer first; each gets its half of keys that were made for this start alone."""
     pair, place = Pair.make(), Place.at_site(folder.root)
     halves = (pair.trainer.to_fd(), pair.courier.to_fd())
-    environment = os.environ | QUIET
     try:
         yield (
             Child(
                 name="trainer",
                 argv=_python("fedward_client.trainer.main", folder.root.absolute(), halves[0]),
-                env=environment,
+                env=_environment(*KEPT, *FOR_TRAINING),
                 pass_fds=halves[:1],
                 log=folder.root / LOGS / "trainer.jsonl",
                 ready=partial(listening, place.socket),
@@ -155,15 +156,23 @@ def _children(folder: Folder, carrier: Path) -> Iterator[tuple[Child, ...]]:
             Child(
                 name="courier",
                 argv=_python("fedward_client.courier.main", carrier, halves[1]),
-                env=environment,
+                env=_environment(*KEPT),
                 pass_fds=halves[1:],
                 log=folder.root / LOGS / "courier.log",
                 watch=partial(CourierFolder.deafness, carrier),
+                # whatever becomes of the process with the network, it must not end the one with the data
+                critical=False,
+                fatal_codes=frozenset(),
             ),
         )
     finally:
         for half in halves:
             os.close(half)
+
+
+def _environment(*names: str) -> dict[str, str]:
+    # what else stands there (tokens, agents, message buses) is nobody's business in these processes
+    return {name: os.environ[name] for name in names if name in os.environ} | QUIET
 
 
 def _python(module: str, folder: Path, half: int) -> tuple[str, ...]:
@@ -174,19 +183,19 @@ def _courier_of(root: Path, given: Path | None) -> Path:
     return (given or root / COURIER).absolute()
 
 
-def _why(ended: Ended, folder: Folder, carrier: Path) -> FedwardError:
-    """What the process said before it ended for good."""
-    logs = {"trainer": [folder.root / LOGS / "trainer.jsonl"]}
-    for log in logs.get(str(ended.child), [carrier / "log.jsonl", folder.root / LOGS / "courier.log"]):
-        if told := _said(log):
-            return told
+def _why(ended: Ended, folder: Folder) -> FedwardError:
+    """What the trainer said before it ended for good."""
+    if told := _said(folder.root / LOGS / "trainer.jsonl"):
+        return told
     return InputError(f"the {ended.child} ended with code {ended.code}", hint=f"see {folder.root / LOGS}")
 
 
 def _said(log: Path) -> FedwardError | None:
     """The last error of a log: JSON lines of a process, or the two lines of a command."""
     try:
-        lines = log.read_bytes()[-TAIL:].decode(errors="replace").splitlines()
+        with open(os.open(log, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+            file.seek(max(0, os.fstat(file.fileno()).st_size - TAIL))
+            lines = file.read(TAIL).decode(errors="replace").splitlines()
     except OSError:
         return None
     for line in reversed(lines):
@@ -204,34 +213,57 @@ def _said(log: Path) -> FedwardError | None:
 
 
 # ---- words ---------------------------------------------------------------------------
-def _processes(folder: Folder) -> list[dict[str, Any]]:
+def _processes(folder: Folder, *, of: int | None) -> list[dict[str, Any]]:
+    """What a supervisor said last; nothing where that was another one, which a crash may have left behind."""
     content = read_json(folder.root / PROCESSES)
-    children = content.get("children", []) if isinstance(content, dict) else []
-    return [child for child in children if isinstance(child, dict)]
+    if not isinstance(content, dict) or of is None or content.get("pid") != of:
+        return []
+    return [child for child in content.get("children", []) if isinstance(child, dict)]
 
 
 def _life(child: dict[str, Any]) -> str:
     restarts = int(child.get("restarts", 0))
-    again = f", restarted {restarts} times" if restarts else ""
-    return f"{child.get('state')}, process {child.get('pid')}{again}"
+    again = f", restarted {counted(restarts, 'time', 'times')}" if restarts else ""
+    process = f", process {child['pid']}" if child.get("pid") else ""
+    return f"{child.get('state')}{process}{again}"
 
 
-def _link(link: Status | None) -> str:
-    if link is None:
-        return "no courier runs"
+def _no_courier(folder: Folder) -> str:
+    told = _said(folder.root / LOGS / "courier.log")
+    return f"no courier runs: {told}" if told else "no courier runs"
+
+
+def _link(link: Status) -> str:
     since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(link.since))
     why = f": {link.reason}; {link.hint}" if link.reason else ""
-    return f"{link.state.value} to {link.server} since {since}{why}"
+    return f"{link.state.value} ({link.server}) since {since}{why}"
 
 
-def _held(folder: Folder) -> tuple[str, ...]:
-    """Runs that a failure holds here. Those of a plan that is being served are not told apart: not while it runs."""
-    if not folder.has_books or folder.in_use:
+def _held(folder: Folder) -> tuple[str, ...] | None:
+    """Runs that a failure holds here; None while the trainer runs: from outside, a plan that it serves looks alike."""
+    if not folder.has_books:
         return ()
+    if folder.in_use:
+        return None
     return folder.read_books(folder.load_keys()).ledger.held()
 
 
-def _problem(root: Path, serving: bool, link: Status | None) -> FedwardError | None:
+def check_door(carrier: CourierFolder, place: Place) -> None:
+    """Refuse a courier that would knock at another door than the trainer's.
+
+    Raises:
+      ConfigError: both files disagree.
+    """
+    if Path(carrier.file.door) != place.socket:
+        raise ConfigError(
+            f"courier.toml has its door at {carrier.file.door}, site.toml at {place.socket}",
+            hint=f"set door in {carrier.path / 'courier.toml'}; with two accounts it has to be the same path",
+        )
+
+
+def _problem(root: Path, pid: int | None, serving: bool, link: Status | None) -> FedwardError | None:
+    if pid and not (serving and link):
+        return InputError("one of the site's processes is down", hint=f"it is started again; see {root / LOGS}")
     if not serving or link is None:
         return InputError("the site does not run", hint=f"fedward-client start {root}")
     if link.reason:

@@ -6,11 +6,13 @@ and the Door. What each line is for stands in the unit, for whoever has to appro
 
 from __future__ import annotations
 
+import re
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 from fedward_client.commands.join import COURIER
+from fedward_client.commands.running import check_door
 from fedward_client.courier.folder import CourierFolder
 from fedward_client.door.place import Place
 from fedward_client.installation.folder import Folder
@@ -18,6 +20,9 @@ from fedward_common.errors import ConfigError
 from fedward_common.report import Report
 
 __all__ = ["Accounts", "service"]
+
+PEOPLES = (Path("/home"), Path("/root"), Path("/run/user"), Path("/tmp"), Path("/var/tmp"))  # noqa: S108
+PLAIN = re.compile(r"/[A-Za-z0-9._/+@-]*")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,9 +43,11 @@ def service(root: Path, courier: Path | None, accounts: Accounts) -> Report:
     folder, carrier = Folder.open(root), (courier or root / COURIER).absolute()
     file = folder.load_site()
     place = Place.at_site(folder.root)
-    CourierFolder.open(carrier)
+    check_door(CourierFolder.open(carrier), place)
     _check_apart(folder, carrier, place)
-    data = file.source(folder.root).absolute()
+    data = file.source(folder.root).resolve()
+    for path in (Path(sys.prefix), Path(sys.base_prefix), folder.root.absolute(), carrier, place.folder, data):
+        _check_plain(path)
     units = {
         f"fedward-trainer-{file.name}.service": _TRAINER.format(
             name=file.name,
@@ -73,9 +80,20 @@ def _check_apart(folder: Folder, carrier: Path, place: Place) -> None:
     if inside:
         raise ConfigError(
             f"{inside[0]} lies in the site's own folder, which the courier's account cannot enter",
-            hint="give the courier a folder elsewhere (init --courier DIR) and set network.door in site.toml, "
-            "for instance to /var/lib/fedward-door",
+            hint="make the site with both elsewhere: fedward-client init --server ... "
+            "--courier /var/lib/fedward-courier --door /var/lib/fedward-door",
         )
+
+
+def _check_plain(path: Path) -> None:
+    """Both units hide people's folders, and systemd reads spaces and percent signs its own way."""
+    if any(path.is_relative_to(folder) for folder in PEOPLES):
+        raise ConfigError(
+            f"{path} lies in a person's or a temporary folder, which services do not see",
+            hint="install fedward under /opt, the site under /var/lib, the data under /srv, for instance",
+        )
+    if not PLAIN.fullmatch(str(path)):
+        raise ConfigError(f"{path} has characters that a systemd unit would misread", hint="choose a plain path")
 
 
 _TRAINER = """\
@@ -97,9 +115,7 @@ PrivateNetwork=yes
 RestrictAddressFamilies=AF_UNIX
 # the disk: its own folder and the door, the data read-only, nothing else of people
 ProtectSystem=strict
-ProtectHome=tmpfs
-BindPaths={root}
-BindReadOnlyPaths={data}
+ProtectHome=yes
 ReadWritePaths={root} {door}
 ReadOnlyPaths={data}
 PrivateTmp=yes

@@ -102,7 +102,8 @@ def rotate_keys(folder: Folder) -> Report:
         facts=facts,
         lines=(
             *lines,
-            "send the statement to the operator: plans must be addressed to the new key from now on",
+            "plans must be addressed to the new key from now on: make the enrolment again, `fedward-client init --server`,",
+            "and send it with the statement, which shows that the old key vouches; the operator: `enrol --replace`",
             "the unit-digest key stays for good: with another one everything that units have spent would be forgotten",
         ),
     )
@@ -146,6 +147,7 @@ def _backup_lines(target: Path, head: str, *, with_keys: bool) -> tuple[str, ...
         f"wrote {target}: books and site file, ledger head {head}",
         keys,
         "base models are not in it: fetch-model brings them back under the same fingerprints",
+        "nor is the courier's folder: `init --server` makes it anew, with a new node key to be enrolled",
         "to restore an old copy is to forget what was spent since. So after restoring, and before training: "
         "fedward-client ledger reconcile WITNESS.json, with the witness of every run since",
     )

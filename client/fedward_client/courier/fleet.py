@@ -445,7 +445,10 @@ def _of_status(response: httpx.Response, server: str, ahead_s: float | None) -> 
     if code == ApiErrorCode.FLEET_NODE_ACTIVATION_FAILED:
         return _not_activated(server)
     if status == 413:
-        return TooLarge(f"{server} takes no message of this size", hint="the operator's limit is max_body_mb")
+        return TooLarge(
+            f"{server} takes no message of this size",
+            hint="the operator's limit is gateway.max_body_bytes in server.toml",
+        )
     if status in (401, 403):
         return _of_clocks(server, ahead_s) or _not_enrolled(server)
     if status in ELSEWHERE or status < 400:

@@ -3,8 +3,9 @@
     courier.toml   schema, name, server "HOST:PORT", proxy, door, largest_mb
     ca.pem         the operator's CA: the only one that is believed
     node.key       ECDSA P-384, OpenSSH format, 0600, made here, never sent, never overwritten
-    status.json    how the courier is        session.json   the node number, to come back at once after a crash
-    log.jsonl      what happened             lock           held by the courier that runs
+    state/         all that the courier itself may write:
+      status.json    how the courier is        session.json   the node number, to come back at once after a crash
+      log.jsonl      what happened             lock           held by the courier that runs
 
 It may lie anywhere, away from the site's folder too: the courier reads neither site.toml nor anything else of the site.
 
@@ -38,6 +39,7 @@ from pydantic import AfterValidator, Field, StrictInt, ValidationError
 
 from fedward_client.courier.status import Status, deaf
 from fedward_common.errors import ConfigError, InputError, OutputError
+from fedward_common.files import read_foreign
 from fedward_common.machine.holding import holder
 from fedward_common.strict import Section, explain
 
@@ -48,6 +50,7 @@ DOCS = "docs/site.md explains every key of courier.toml"
 HOST = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.-]{0,251}[A-Za-z0-9])?")
 LONGEST_SOCKET = 107  # bytes: what a Unix socket's address holds
 LONGEST_FILE = 1 << 20
+STATE = "state"
 BOOT = Path("/proc/sys/kernel/random/boot_id")
 NEED_CA = "ask the operator for ca.pem, the certificate of the federation's own CA"
 
@@ -184,15 +187,21 @@ class CourierFolder:
             raise OutputError(f"{toml} exists and is never overwritten", hint="edit it, or choose another folder")
         try:
             path.mkdir(mode=0o700, parents=True, exist_ok=True)
+            (path / STATE).mkdir(mode=0o700, exist_ok=True)
             _write(path / "ca.pem", ca_pem, os.replace)
-            if not (path / "node.key").exists():
-                _write(path / "node.key", _new_key(), os.link)
+            cls.make_key(path)
             _write(toml, file.to_toml().encode(), os.link)
         except OSError as error:
             raise OutputError(
                 f"cannot write {path}: {error.strerror}", hint="check the folder's owner and the free disk space"
             ) from None
         return cls.open(path)
+
+    @staticmethod
+    def make_key(path: Path) -> None:
+        """Make a node key where there is none. The site has to be enrolled again with it."""
+        if not (path / "node.key").exists():
+            _write(path / "node.key", _new_key(), os.link)
 
     @classmethod
     def open(cls, path: Path) -> Self:
@@ -203,6 +212,7 @@ class CourierFolder:
         """
         _private(path)
         _private(path / "node.key")
+        _private(path / STATE)
         file = CourierFile.from_toml(_read(path / "courier.toml").decode(errors="replace"))
         ca_pem = _checked_ca(_read(path / "ca.pem"))
         return cls(path=path, file=file, ca_pem=ca_pem, node_key=_load_key(path / "node.key"))
@@ -213,24 +223,29 @@ class CourierFolder:
         return self.node_key.public_key()
 
     @property
+    def state(self) -> Path:
+        """The one folder that the courier may write to."""
+        return self.path / STATE
+
+    @property
     def log_path(self) -> Path:
         """Where the courier logs."""
-        return self.path / "log.jsonl"
+        return self.state / "log.jsonl"
 
     @property
     def lock_path(self) -> Path:
         """Held by the courier that runs, with its process number."""
-        return self.path / "lock"
+        return self.state / "lock"
 
     @property
     def status_path(self) -> Path:
         """What the courier says of itself."""
-        return self.path / "status.json"
+        return self.state / "status.json"
 
     @property
     def session(self) -> Session:
         """The node number that the courier had."""
-        return Session(path=self.path / "session.json", key_path=self.path / "node.key")
+        return Session(path=self.state / "session.json", key_path=self.path / "node.key")
 
     @staticmethod
     def status(path: Path) -> Status | None:
@@ -241,11 +256,10 @@ class CourierFolder:
         Raises:
           OutputError: the lock belongs to another account.
         """
-        number = holder(path / "lock")
-        try:
-            status = Status.from_json((path / "status.json").read_text())
-        except (OSError, UnicodeDecodeError):
-            return None
+        # whoever took a courier over may have put anything in place of these files
+        number = holder(path / STATE / "lock")
+        content = read_foreign(path / STATE / "status.json")
+        status = Status.from_json(content.decode(errors="replace")) if content else None
         return status if status and status.pid == number else None
 
     @staticmethod
@@ -321,8 +335,9 @@ def _checked_ca(pem: bytes) -> bytes:
     for each in found:
         if not _is_ca(each):
             raise ConfigError("the CA file holds a certificate that is no CA's", hint=NEED_CA)
-        if each.not_valid_after_utc < _now():
-            raise ConfigError(f"the CA's certificate expired on {each.not_valid_after_utc:%Y-%m-%d}", hint=NEED_CA)
+    last = max(each.not_valid_after_utc for each in found)
+    if last < _now():  # one that has expired beside its successor does no harm
+        raise ConfigError(f"the CA's certificate expired on {last:%Y-%m-%d}", hint=NEED_CA)
     return b"".join(each.public_bytes(serialization.Encoding.PEM) for each in found)
 
 

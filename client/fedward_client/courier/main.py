@@ -71,11 +71,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def confine_courier(folder: CourierFolder) -> bool:
     """Give up, for good, every file but this folder, Python, the system's, and the Door's folder.
 
+    Its own rules are read-only to it as well: whoever takes this process over cannot change what the next one may do.
+
     Returns:
       Whether the kernel does that. False: it has no Landlock, and the account's rights are all that holds.
 
     Guarantees:
-      - Nothing is written outside the courier's folder.
+      - Nothing is written but in the ``state`` folder of the courier's own.
       - Data, ledger and signing key of a site under the same account cannot be read, nor the memory of its processes.
       - TCP goes to the port of the server or the proxy alone, where the kernel can do that.
     """
@@ -84,9 +86,9 @@ def confine_courier(folder: CourierFolder) -> bool:
 
 def _confine(folder: CourierFolder) -> Confined | None:
     door = Path(folder.file.door).parent
-    read = [*python_paths(), *([door] if door.is_dir() else [])]
+    read = [*python_paths(), folder.path, *([door] if door.is_dir() else [])]
     try:
-        return confine(read=read, write=[folder.path], connect_ports=[folder.file.next_hop.port], bind_ports=[])
+        return confine(read=read, write=[folder.state], connect_ports=[folder.file.next_hop.port], bind_ports=[])
     except PrivacyError as error:
         log.warning("not confined: %s; hint: %s", error, error.hint)
         return None

@@ -34,6 +34,8 @@ STUCK_S = 120.0
 SILENT_S = 300.0
 WRITE_EACH_S = 5.0  # a mark that is at most this old
 PRIVATE = 0o600
+LATEST = 1e11  # seconds
+LONGEST_TEXT = 1000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,9 +67,18 @@ class Status:
             row: dict[str, Any] = json.loads(text)
             if row.pop("schema") != SCHEMA:
                 return None
-            return cls(**(row | {"state": State(row["state"])}))
+            status = cls(**(row | {"state": State(row["state"])}))
+            return status if status._is_sane() else None
         except (ValueError, KeyError, TypeError, AttributeError):
             return None
+
+    def _is_sane(self) -> bool:
+        # whoever took a courier over may write anything here; a reader must not fall over it
+        times = (self.since, self.alive_at, self.contact_at, self.last_contact or 0.0)
+        texts = (self.reason, self.hint, self.server, self.version)
+        return all(isinstance(time, int | float) and 0 <= time < LATEST for time in times) and all(
+            isinstance(text, str) and len(text) <= LONGEST_TEXT for text in texts
+        )
 
 
 def our_version() -> str:

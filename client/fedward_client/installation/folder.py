@@ -56,13 +56,14 @@ class Folder:
     root: Path
 
     @classmethod
-    def create(cls, root: Path, *, name: str, operator: str | None = None) -> Self:
+    def create(cls, root: Path, *, name: str, operator: str | None = None, door: Path | None = None) -> Self:
         """Make whatever is missing: the folder, a commented site file, the keys. What exists is left as it is.
 
         Args:
           root: the folder.
           name: of the site, in a new site file.
           operator: the public key of the operator, in a new site file; to be filled in by hand otherwise.
+          door: the folder of the trainer's socket, in a new site file.
 
         Raises:
           OutputError: the folder holds something else, or cannot be written.
@@ -71,7 +72,7 @@ class Folder:
         folder = cls(root)
         folder._claim()
         if not folder.site_file.exists():
-            write_new(folder.site_file, template(name, operator=operator).encode())
+            write_new(folder.site_file, template(name, operator=operator, door=door).encode())
         make_private_folder(folder.models)
         if folder.has_books or folder._mark.exists():
             load_keys(folder.keys)  # a lost key must be restored: a new one would disown what the books hold

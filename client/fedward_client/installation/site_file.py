@@ -33,6 +33,7 @@ Example:
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 import tomllib
 from collections.abc import Iterator
@@ -200,7 +201,7 @@ class ReleaseAt(StrEnum):
     """When a finished reply is handed to the courier."""
 
     SLOT = "slot"
-    """Whole slots after its plan came: the time of a reply then says nothing finer than a slot."""
+    """One slot after its plan came, or two, four, eight: the time of a reply says no more than that."""
 
     READY = "ready"
     """At once: the time of a reply tracks the batch."""
@@ -339,18 +340,21 @@ def _as_value_error() -> Iterator[None]:
 
 
 # ---- the file that `init` writes ---------------------------------------------------
-def template(name: str, *, operator: str | None = None) -> str:
+def template(name: str, *, operator: str | None = None, door: Path | None = None) -> str:
     """A commented site file. Lines that begin with ``#> `` are keys without a default: they must be filled in.
 
     Args:
       name: of the site.
       operator: the public key of the operator, where it is known already.
+      door: the folder of the trainer's socket, where it lies outside of the site's.
 
     Guarantees:
       - It is TOML, and refused until every such key is given.
       - With these lines uncommented it is a valid site file.
     """
     text = _TEMPLATE.replace("NAME", name)
+    if door is not None:
+        text = text.replace('door = ""', f"door = {json.dumps(str(door))}")
     return text if operator is None else text.replace(f'#> public_key = "{_SOMEONE}"', f'public_key = "{operator}"')
 
 

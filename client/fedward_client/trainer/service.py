@@ -71,7 +71,8 @@ class _Service:
         context.abort(CODES[status], status.value)
 
     def _answer(self, requests: Iterator[Any], context: Any) -> Iterator[Any]:
-        size = self._size(requests)
+        with _in_time(context):  # a call that says nothing would hold one of few threads
+            size = self._size(requests)
         turn = self._take()
         try:
             if not context.add_callback(turn.leave):  # it is over already

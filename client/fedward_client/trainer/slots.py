@@ -1,18 +1,18 @@
 """When a reply may be handed over: at the end of a slot, because the time that work takes tracks the data.
 
 A batch is drawn at random from the units, so a step's time says how many were drawn, and a refusal's time says how far
-the site got. Under ``slot`` every answer, refusals and re-sent replies too, leaves a whole number of slots after its
-plan arrived. Work that stays below a slot then shows nothing; longer work shows its time in slots. That hides times
-from whoever sees replies, not from a program on this machine that watches how busy it is.
+the site got. Under ``slot`` every answer, refusals and re-sent replies too, leaves one slot after its plan arrived, or
+two, four, eight. Work that stays below a slot then shows nothing; longer work shows only the power of two below its
+time, because a coordinator that chooses the work could else count units by it. That hides times from whoever sees
+replies, not from a program on this machine that watches how busy it is.
 
 Example:
-    >>> release_time(100.0, 101.5, 30.0), release_time(100.0, 131.0, 30.0)
-    (130.0, 160.0)
+    >>> release_time(100.0, 101.5, 30.0), release_time(100.0, 131.0, 30.0), release_time(100.0, 200.0, 30.0)
+    (130.0, 160.0, 220.0)
 """
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 from fedward_client.installation.site_file import NetworkTable, ReleaseAt
@@ -22,16 +22,16 @@ __all__ = ["Slots", "release_time"]
 
 
 def release_time(arrived: float, done: float, slot_s: float) -> float:
-    """The end of the slot in which the work ended; slots begin when the plan arrives.
+    """One, two, four, eight ... slots after the plan arrived: the first of these times at which the work is done.
 
     Guarantees:
-      - At least one slot after the arrival, a whole number of slots, and not before the work is done.
-      - Less than one slot after the work is done, unless that is the first.
-      - All work that ends within one slot is released at the same time.
+      - At least one slot after the arrival, a power of two of slots, and not before the work is done.
+      - At most twice the time that the work took, unless that is the first slot.
+      - All work that ends between two of these times is released at the same time.
     """
-    slots = max(1, math.ceil((done - arrived) / slot_s))
-    while arrived + slots * slot_s < done:  # a rounded quotient
-        slots += 1
+    slots = 1
+    while arrived + slots * slot_s < done:
+        slots *= 2
     return arrived + slots * slot_s
 
 

@@ -1,11 +1,23 @@
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 import fedward_client.commands.machine as module
 from fedward_client.commands.machine import weaknesses
+from fedward_common.machine.landlock import landlock_abi
+
+MODULE_NAMESPACES = Path("/proc/self/ns/net")
+_really_cut_off = module._cut_off
+
+
+@pytest.fixture(autouse=True)
+def probe(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Told, not tried: a process for each test would take long."""
+    monkeypatch.setattr(module, "_cut_off", lambda: (True, True))
 
 
 def names(folder: Path, data: Path) -> set[str]:
@@ -13,7 +25,70 @@ def names(folder: Path, data: Path) -> set[str]:
 
 
 def test_what_no_program_can_mend_is_always_said(tmp_path: Path) -> None:
-    assert {"root", "own_account", "at_rest", "network"} <= names(tmp_path, tmp_path / "data.csv")
+    assert {"root", "own_account", "at_rest"} <= names(tmp_path, tmp_path / "data.csv")
+
+
+@pytest.mark.parametrize(
+    ("namespace", "filter", "said"),
+    [
+        (True, True, None),
+        (True, False, "by an empty network namespace alone: a seccomp filter against sockets is not there"),
+        (False, True, "by a seccomp filter against sockets alone: an empty network namespace is not there"),
+        (False, False, "the trainer does not start"),
+    ],
+)
+def test_what_does_not_cut_the_trainer_off_here_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, namespace: bool, filter: bool, said: str | None
+) -> None:
+    monkeypatch.setattr(module, "_cut_off", lambda: (namespace, filter))
+    found = {weakness.name: weakness.text for weakness in weaknesses(tmp_path, tmp_path / "data.csv")}
+    assert ("network" in found) is (said is not None)
+    assert (said or "") in found.get("network", "")
+
+
+def test_whether_a_process_can_be_cut_off_is_tried_in_one_of_its_own() -> None:
+    before = MODULE_NAMESPACES.readlink()
+    assert _really_cut_off() == _in_a_child()
+    assert MODULE_NAMESPACES.readlink() == before
+
+
+def _in_a_child() -> tuple[bool, bool]:
+    """The same, without ``check``'s code: unshare and the kernel's list of what seccomp can do."""
+    from fedward_common.machine.exec import command
+    from fedward_common.machine.namespaces import Network
+
+    left = subprocess.run(command((sys.executable, "-c", ""), network=Network.NONE), capture_output=True, check=False)
+    actions = Path("/proc/sys/kernel/seccomp/actions_avail")
+    return left.returncode == 0, actions.exists() and "errno" in actions.read_text()
+
+
+@pytest.mark.parametrize("program", ["import sys; sys.exit(1)", "print()", "raise OSError", "print('True')"])
+def test_a_probe_that_fails_counts_as_not_cut_off(monkeypatch: pytest.MonkeyPatch, program: str) -> None:
+    monkeypatch.setattr(module, "PROBE", program)
+    assert not all(_really_cut_off())
+
+
+@pytest.mark.parametrize(
+    ("abi", "said"),
+    [
+        (0, "no Landlock: a courier of the same account that was taken over can read data and keys"),
+        (3, "knows no ports"),
+        (5, "knows no signals"),
+        (6, None),
+        (7, None),
+    ],
+)
+def test_what_landlock_does_not_do_here_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, abi: int, said: str | None
+) -> None:
+    monkeypatch.setattr(module, "landlock_abi", lambda: abi)
+    found = {weakness.name: weakness.text for weakness in weaknesses(tmp_path, tmp_path / "data.csv")}
+    assert ("courier" in found) is (said is not None)
+    assert (said or "") in found.get("courier", "")
+
+
+def test_this_kernel_is_asked(tmp_path: Path) -> None:
+    assert ("courier" in names(tmp_path, tmp_path / "data.csv")) is (landlock_abi() < 6)
 
 
 @pytest.mark.parametrize(

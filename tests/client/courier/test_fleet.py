@@ -325,13 +325,31 @@ def test_a_message_over_the_limit_is_refused_and_its_sender_known(
     fleet.close()
 
 
-def test_an_answer_over_the_limit_is_not_kept(api: FleetApi, folder: CourierFolder) -> None:
+def test_an_answer_over_the_limit_is_not_kept_and_does_not_hold_up_what_comes_after(
+    api: FleetApi, folder: CourierFolder
+) -> None:
     fleet = Fleet(folder, Watch(largest=1000))
     fleet.node_id = NODE
-    api.send(pack(bytes(5000)))
-    with pytest.raises(Away):
+    asked = api.send(pack(bytes(5000)))
+    with pytest.raises(Unreadable, match="largest_mb") as caught:
         fleet.pull()
+    assert caught.value.head.metadata.message_id == asked
+    after = api.send(pack(b"small"))
+    assert pulled(fleet).metadata.message_id == after
     fleet.close()
+
+
+@pytest.mark.parametrize("code", [400, 413, 412])
+def test_a_heartbeat_and_an_activation_that_fail_are_faults_whatever_the_answer(
+    fleet: Fleet, api: FleetApi, code: int
+) -> None:
+    """A fault is waited out; anything else would end the thread that beats."""
+    for route in ("send-node-heartbeat", "activate-node", "deactivate-node"):
+        api.always[route] = status(code, b'{"code": 2003, "detail": "no"}')
+    for call in (fleet.heartbeat, fleet.activate, fleet.deactivate):
+        fleet.node_id = NODE
+        with pytest.raises(Fault):
+            call()
 
 
 @pytest.mark.parametrize(

@@ -52,6 +52,7 @@ def test_every_file_is_private(made: CourierFolder) -> None:
         "ca.pem": 0o600,
         "courier.toml": 0o600,
         "node.key": 0o600,
+        "state": 0o700,
     }
 
 
@@ -232,10 +233,7 @@ class TestSession:
     def test_a_copy_of_the_folder_has_to_activate(self, made: CourierFolder, tmp_path: Path) -> None:
         made.session.remember(7)
         copy = tmp_path / "copy"
-        copy.mkdir(mode=0o700)
-        for each in made.path.iterdir():
-            (copy / each.name).write_bytes(each.read_bytes())
-            (copy / each.name).chmod(0o600)
+        shutil.copytree(made.path, copy)
         assert CourierFolder.open(copy).session.recall() is None
 
     def test_another_boot_has_to_activate(
@@ -248,7 +246,7 @@ class TestSession:
 
     @pytest.mark.parametrize("text", ["", "[]", "{}", '{"node_id": "x", "here": 1}'])
     def test_garbage_is_forgotten(self, made: CourierFolder, text: str) -> None:
-        (made.path / "session.json").write_text(text)
+        (made.state / "session.json").write_text(text)
         assert made.session.recall() is None
 
 

@@ -104,9 +104,11 @@ def test_a_life(site: Site, api: FleetApi) -> None:
     assert {line["process"] for line in site.log()} == {"courier"}
 
 
-def test_after_kill_it_is_back_without_activation(site: Site, api: FleetApi) -> None:
+def test_one_folder_has_one_courier_and_after_kill_it_is_back_without_activation(site: Site, api: FleetApi) -> None:
     with site.courier():
         site.state(State.CONNECTED)
+        with site.courier() as second:
+            assert second.wait(30) == 2
     api.always["activate-node"] = status(412, b'{"code": 2004, "detail": "no"}')
     asked = api.send(pack(b"plan"))
     with site.courier():
@@ -147,13 +149,6 @@ def test_sigterm_ends_it_while_the_trainer_trains(site: Site, api: FleetApi) -> 
         over.set()
 
 
-def test_one_folder_has_one_courier(site: Site) -> None:
-    with site.courier():
-        site.state(State.CONNECTED)
-        with site.courier() as second:
-            assert second.wait(30) == 2
-
-
 def test_a_folder_that_has_to_be_mended_ends_it_with_a_code_of_its_own(
     site: Site, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -188,7 +183,7 @@ tries = {
 for name in ("notes.csv", "a link", "listing", "open files", "another port"):
     tries[name]()
 assert confine_courier(CourierFolder.open(courier))
-open(courier / "status.json", "w").close()
+open(courier / "state" / "status.json", "w").close()
 os.listdir(Path(CourierFolder.open(courier).file.door).parent)
 went = []
 for name, attempt in tries.items():

@@ -24,13 +24,14 @@ from fedward_client.door.credentials import Pair, Published
 from fedward_client.door.parts import HEADER_ROOM
 from fedward_client.door.place import Place
 from fedward_client.door.stub import RemoteDoor
+from fedward_client.installation.opening import open_site
 from fedward_client.trainer import main as trainer_main
 from fedward_client.trainer.isolation import Isolation
 from fedward_client.trainer.main import AGAIN, CUT_OFF, WRONG
 from fedward_common.errors import DoorClosed, DoorRefused
 from fedward_common.machine.logs import restored
 from fedward_common.round import Code
-from support.hospital import Hospital
+from support.hospital import PLAIN, Hospital
 from support.trainer import TrainerProcess, short_folder, with_slots
 
 pytestmark = pytest.mark.slow
@@ -46,7 +47,7 @@ print(json.dumps(sorted({name.partition(".")[0] for name in sys.modules})))
 @pytest.fixture(scope="module")
 def made() -> Iterator[Hospital]:
     with short_folder() as folder:
-        yield with_slots(Hospital.make(folder))
+        yield with_slots(Hospital.make(folder, stages=PLAIN))
 
 
 @contextlib.contextmanager
@@ -119,18 +120,6 @@ def test_a_second_trainer_on_the_same_site_ends_with_a_hint(running: TrainerProc
     assert running.door.ready()
 
 
-def test_the_process_ends_on_sigterm_and_removes_its_socket(hospital: Hospital) -> None:
-    with TrainerProcess(hospital) as trainer:
-        trainer.ready()
-        assert trainer.end() == 0
-        assert not trainer.place.socket.exists()
-        lines = [json.loads(line) for line in trainer.log().splitlines()]
-    messages = [line["message"] for line in lines]
-    assert messages[0] == "empty namespace: True, sockets forbidden: True"
-    assert messages[-1] == "ended"
-    assert {line["process"] for line in lines} == {"trainer"}
-
-
 # ---- crashes ---------------------------------------------------------------------------
 def begun(hospital: Hospital) -> None:
     """Wait until a round is marked started in the ledger: data is being opened."""
@@ -158,13 +147,14 @@ def test_a_round_killed_on_its_way_is_held_until_the_sites_operator_clears_it(ho
         assert busy.returncode == 2 and b"in use" in busy.stderr
         assert second.end() == 0
     subprocess.run([*CLIENT, "clear", hospital.bundle.run_id, str(hospital.root)], check=True, timeout=60)
-    with TrainerProcess(hospital) as third:
-        door = third.ready()
-        assert hospital.code(door.answer(hospital.plan_bytes())) is Code.UNAVAILABLE  # spent, never trained again
-        assert hospital.code(door.answer(hospital.plan_bytes(round=2))) is None
+    with open_site(hospital.root) as third:
+        assert hospital.code(third.answer(hospital.plan_bytes())) is Code.UNAVAILABLE  # spent, never trained again
+        assert hospital.code(third.answer(hospital.plan_bytes(round=2))) is None
 
 
-def test_sigterm_lets_a_round_end_and_its_reply_is_handed_over_after_the_next_start(hospital: Hospital) -> None:
+def test_sigterm_removes_the_socket_lets_a_round_end_and_its_reply_is_handed_over_after_the_next_start(
+    hospital: Hospital,
+) -> None:
     with TrainerProcess(hospital) as first, ThreadPoolExecutor(1) as calls:
         call = calls.submit(first.ready().answer, hospital.plan_bytes())
         begun(hospital)
@@ -172,8 +162,16 @@ def test_sigterm_lets_a_round_end_and_its_reply_is_handed_over_after_the_next_st
         with pytest.raises(DoorClosed):
             call.result(30)
         assert first.process.wait(60) == 0
-    with TrainerProcess(hospital) as second:
-        assert hospital.code(second.ready().answer(hospital.plan_bytes())) is None
+        assert not first.place.socket.exists()
+        lines = [json.loads(line) for line in first.log().splitlines()]
+    messages = [line["message"] for line in lines]
+    assert messages[0] == "empty namespace: True, sockets forbidden: True"
+    assert messages[-1] == "ended"
+    assert {line["process"] for line in lines} == {"trainer"}
+    with open_site(hospital.root) as second:
+        assert hospital.code(second.answer(hospital.plan_bytes())) is None
+    audit = (hospital.root / "books" / "audit.jsonl").read_text()
+    assert '"resend"' in audit
 
 
 def test_a_round_that_outlasts_the_grace_is_cut_off_and_held(hospital: Hospital) -> None:
@@ -198,8 +196,8 @@ def test_a_round_that_outlasts_the_grace_is_cut_off_and_held(hospital: Hospital)
     finally:
         process.kill()
         process.wait()
-    with TrainerProcess(hospital) as second:
-        assert hospital.code(second.ready().answer(hospital.plan_bytes())) is Code.UNAVAILABLE
+    with open_site(hospital.root) as second:
+        assert hospital.code(second.answer(hospital.plan_bytes())) is Code.UNAVAILABLE
 
 
 # ---- refused: no isolation, wrong arguments ------------------------------------------------
@@ -244,8 +242,8 @@ def test_a_socket_that_was_handed_over_keeps_the_site_closed(hospital: Hospital)
 def test_a_waiver_stands_in_every_update(hospital: Hospital) -> None:
     path = hospital.root / "site.toml"
     path.write_text(path.read_text().replace("minimum_units", 'waivers = ["allow_network"]\nminimum_units'))
-    with TrainerProcess(hospital) as trainer:
-        update = hospital.read(trainer.ready().answer(hospital.plan_bytes()))
+    with open_site(hospital.root) as site:
+        update = hospital.read(site.answer(hospital.plan_bytes()))
         assert update.guarantee.waivers == ("allow_network",)  # type: ignore[union-attr]
 
 

@@ -40,7 +40,7 @@ from pydantic import (
 from fedward_common.errors import ConfigError
 from fedward_common.privacy.guarantee import MetricTerms, PrivacyTerms, StageTerms, Unit
 from fedward_common.simulated import SimulationConfig
-from fedward_common.strict import Name, Positive, Rate, Section, explain
+from fedward_common.strict import Name, Positive, Rate, Section, explain, read_text
 
 __all__ = [
     "AdapterConfig",
@@ -381,13 +381,7 @@ class RunConfig(Section):
     @classmethod
     def load(cls, path: Path, *, overrides: Sequence[str] = ()) -> Self:
         """Read a run file from disk; relative paths in it count from the current folder, as on a command line."""
-        try:
-            text = path.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            reason = error.strerror if isinstance(error, OSError) else "not UTF-8"
-            raise ConfigError(
-                f"cannot read run file {path}: {reason}", hint="`fedward-sim inspect FILE --write RUN.toml` writes one"
-            ) from None
+        text = read_text(path, what="run file", hint="`fedward-sim inspect FILE --write RUN.toml` writes one")
         return cls.from_toml(text, overrides=overrides, source=str(path))
 
     def to_toml(self) -> str:

@@ -15,13 +15,15 @@ Example:
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any, get_args
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, StrictFloat, ValidationError
 
 from fedward_common.errors import ConfigError
 
-__all__ = ["Name", "Positive", "Rate", "Section", "explain"]
+__all__ = ["Name", "Positive", "Rate", "Section", "explain", "parse", "read_text"]
 
 # strict: TOML has types, so true is no number and "8" is none either (an integer may stand for a float)
 Positive = Annotated[StrictFloat, Field(gt=0, allow_inf_nan=False)]
@@ -39,6 +41,45 @@ class Section(BaseModel):
     """A frozen table that refuses unknown keys."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True, protected_namespaces=())
+
+
+S = TypeVar("S", bound=Section)
+
+
+def read_text(path: Path, *, what: str, hint: str) -> str:
+    """The text of a file that a person wrote.
+
+    Raises:
+      ConfigError: it cannot be read, or is not UTF-8.
+    """
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not UTF-8"
+        raise ConfigError(f"cannot read {what} {path}: {reason}", hint=hint) from None
+
+
+def parse(model: type[S], text: str, *, source: str, docs: str, example: str) -> S:
+    """A whole file of TOML, checked.
+
+    Args:
+      model: of the whole file.
+      text: its content.
+      source: the file's name, for errors.
+      docs: a hint where every key is explained.
+      example: a hint where a whole file stands.
+
+    Raises:
+      ConfigError: with the dotted path of the first wrong key or value, or of all that are missing.
+    """
+    try:
+        table = tomllib.loads(text)
+    except ValueError as error:  # TOMLDecodeError, or an integer of thousands of digits
+        raise ConfigError(f"{source} is not TOML: {error}", hint=example) from None
+    try:
+        return model.model_validate(table)
+    except ValidationError as error:
+        raise explain(error, source=source, model=model, docs=docs) from None
 
 
 def explain(error: ValidationError, *, source: str, model: type[BaseModel], docs: str) -> ConfigError:

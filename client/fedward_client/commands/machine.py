@@ -1,7 +1,7 @@
 """What this machine does not protect: named weaknesses that no key of the site file can mend.
 
-Looks at the operating system alone, never into the data. What cuts the trainer off from the network is not believed but
-tried, in a process of its own: it cannot be undone.
+Looks at the operating system alone, never into the data. What cuts the trainer off from the network, and the courier
+from all else, is not believed but tried, each in a process of its own: it cannot be undone.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from fedward_client.courier.status import Wall
 from fedward_common.machine.landlock import landlock_abi
 
 __all__ = ["Weakness", "weaknesses"]
@@ -22,8 +23,10 @@ PR_GET_DUMPABLE = 3
 NETWORK_SYSTEMS = ("nfs", "cifs", "smb", "fuse", "9p", "afs", "ceph", "gluster", "lustre")
 MEMORY_SYSTEMS = ("tmpfs", "ramfs")
 PROBE = "from fedward_client.trainer.isolation import isolate; found = isolate(); print(found.namespace, found.filter)"
+PROBE_WALLS = "from fedward_client.courier.walls import probe; print(*(wall.value for wall in probe()))"
 PROBE_S = 30.0
 ABI_PORTS, ABI_SIGNALS = 4, 6  # of Landlock
+USER_NAMESPACES = "allow it user namespaces (sysctl kernel.apparmor_restrict_unprivileged_userns)"
 TWO_ACCOUNTS = "run courier and trainer as two accounts (fedward-client service)"
 
 
@@ -42,6 +45,7 @@ def weaknesses(folder: Path, data: Path) -> tuple[Weakness, ...]:
       folder: of the site.
       data: the data file.
     """
+    walls = _walls()
     found = [
         ("swap", _swap()),
         ("core_dumps", _core_dumps()),
@@ -51,16 +55,30 @@ def weaknesses(folder: Path, data: Path) -> tuple[Weakness, ...]:
         ("at_rest", "fedward encrypts nothing on disk: use an encrypted disk"),
         ("file_system", _file_system(folder)),
         ("network", _network(*_cut_off())),
-        ("courier", _courier(landlock_abi())),
+        ("courier", _courier(walls, landlock_abi())),
+        ("courier_sockets", _courier_sockets(walls)),
+        ("courier_modes", _courier_modes(walls)),
     ]
     return tuple(Weakness(name=name, text=text) for name, text in found if text)
 
 
 def _cut_off() -> tuple[bool, bool]:
     """Whether a process of this account gets an empty network namespace, and a filter against sockets, here."""
+    said = _said_by(PROBE)
+    return "True" in said[:1], "True" in said[1:2]
+
+
+def _walls() -> frozenset[Wall]:
+    """What a courier of this account that is taken over meets here."""
+    said = _said_by(PROBE_WALLS)
+    return frozenset(wall for wall in Wall if wall.value in said)
+
+
+def _said_by(program: str) -> list[str]:
+    """The words that a Python of its own prints; none where it fails."""
     try:
         done = subprocess.run(  # noqa: S603 - our own code, in our own Python
-            (sys.executable, "-P", "-c", PROBE),
+            (sys.executable, "-P", "-c", program),
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
@@ -68,9 +86,8 @@ def _cut_off() -> tuple[bool, bool]:
             check=False,
         )
     except (OSError, subprocess.TimeoutExpired):
-        return False, False
-    said = done.stdout.split()
-    return ("True" in said[:1], "True" in said[1:2]) if done.returncode == 0 else (False, False)
+        return []
+    return done.stdout.split() if done.returncode == 0 else []
 
 
 def _network(namespace: bool, filter: bool) -> str:
@@ -85,12 +102,12 @@ def _network(namespace: bool, filter: bool) -> str:
     )
 
 
-def _courier(abi: int) -> str:
-    if not abi:
-        return (
-            "this kernel has no Landlock: a courier of the same account that was taken over can read data and keys; "
-            + TWO_ACCOUNTS
-        )
+def _courier(walls: frozenset[Wall], abi: int) -> str:
+    if Wall.LANDLOCK not in walls:
+        can = "connect to any server, and end the trainer"
+        if Wall.VIEW not in walls:
+            can = f"read data and keys, {can}"
+        return f"this kernel has no Landlock: a courier of the same account that was taken over can {can}; {TWO_ACCOUNTS}"
     if abi < ABI_PORTS:
         return "this kernel's Landlock knows no ports: a courier that was taken over can connect to any server"
     if abi < ABI_SIGNALS:
@@ -99,6 +116,25 @@ def _courier(abi: int) -> str:
             "trainer; " + TWO_ACCOUNTS
         )
     return ""
+
+
+def _courier_sockets(walls: frozenset[Wall]) -> str:
+    if Wall.VIEW in walls:
+        return ""
+    return (
+        "this account gets no file tree of its own (mount namespace): a courier of the same account that was taken over "
+        "can connect to sockets of its other programs (tmux, systemd --user, D-Bus, docker, gpg-agent) and have these "
+        f"read data and keys; {USER_NAMESPACES}, or {TWO_ACCOUNTS}"
+    )
+
+
+def _courier_modes(walls: frozenset[Wall]) -> str:
+    if {Wall.VIEW, Wall.SECCOMP} & walls:
+        return ""
+    return (
+        "neither a file tree of its own nor a seccomp filter: a courier of the same account that was taken over can "
+        f"change mode and owner of the site's files (chmod), and so open them to other accounts; {TWO_ACCOUNTS}"
+    )
 
 
 def _prctl(option: int) -> int:

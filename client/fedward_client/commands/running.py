@@ -114,6 +114,7 @@ def status(root: Path, courier: Path | None) -> Report:
             *((str(child["name"]), _life(child)) for child in children),
             ("plans", "are taken" if serving else "are not taken: the trainer does not answer"),
             ("link", _link(link) if link else _no_courier(folder)),
+            *([("courier held by", ", ".join(link.confined) or "nothing but the account")] if link else []),
             ("held runs", "not known while the trainer runs" if held is None else ", ".join(held) or "none"),
         ]
     )

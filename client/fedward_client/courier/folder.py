@@ -24,7 +24,6 @@ import os
 import re
 import secrets
 import time
-import tomllib
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -35,13 +34,13 @@ from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
-from pydantic import AfterValidator, Field, StrictInt, ValidationError
+from pydantic import AfterValidator, Field, StrictInt
 
 from fedward_client.courier.status import Status, deaf
 from fedward_common.errors import ConfigError, InputError, OutputError
 from fedward_common.files import read_foreign
 from fedward_common.machine.holding import holder
-from fedward_common.strict import Section, explain
+from fedward_common.strict import Section, parse
 
 __all__ = ["Address", "CourierFile", "CourierFolder", "Session"]
 
@@ -152,12 +151,7 @@ class CourierFile(Section):
         Raises:
           ConfigError: a key or a value is wrong.
         """
-        try:
-            return cls.model_validate(tomllib.loads(text))
-        except tomllib.TOMLDecodeError as error:
-            raise ConfigError(f"{source}: {error}", hint=DOCS) from None
-        except ValidationError as error:
-            raise explain(error, source=source, model=cls, docs=DOCS) from None
+        return parse(cls, text, source=source, docs=DOCS, example=DOCS)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

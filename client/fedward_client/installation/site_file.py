@@ -35,7 +35,6 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import StrEnum
@@ -49,7 +48,6 @@ from pydantic import (
     StrictBool,
     StrictFloat,
     StrictInt,
-    ValidationError,
     field_validator,
     model_validator,
 )
@@ -61,7 +59,7 @@ from fedward_common.config import DataConfig, Method, Pooling, TaskConfig
 from fedward_common.errors import ConfigError, FedwardError
 from fedward_common.privacy.grants import Budget, Filter
 from fedward_common.privacy.guarantee import Unit
-from fedward_common.strict import Name, Positive, Rate, Section, explain
+from fedward_common.strict import Name, Positive, Rate, Section, parse, read_text
 
 __all__ = [
     "CoordinatorTable",
@@ -249,13 +247,7 @@ class SiteFile(Section):
         Raises:
           ConfigError: it cannot be read, or a key or value is wrong; with the dotted path.
         """
-        try:
-            text = path.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            reason = error.strerror if isinstance(error, OSError) else "not UTF-8"
-            raise ConfigError(
-                f"cannot read site file {path}: {reason}", hint="`fedward-client init DIR` writes one to fill in"
-            ) from None
+        text = read_text(path, what="site file", hint="`fedward-client init DIR` writes one to fill in")
         return cls.from_toml(text, source=path.name)
 
     @classmethod
@@ -269,14 +261,7 @@ class SiteFile(Section):
         Raises:
           ConfigError: with the dotted path of the first wrong key or value, or of all that are missing.
         """
-        try:
-            table = tomllib.loads(text)
-        except ValueError as error:  # TOMLDecodeError, or an integer of thousands of digits
-            raise ConfigError(f"{source} is not TOML: {error}", hint="docs/site-file.md has an example") from None
-        try:
-            return cls.model_validate(table)
-        except ValidationError as error:
-            raise explain(error, source=source, model=cls, docs=DOCS) from None
+        return parse(cls, text, source=source, docs=DOCS, example="docs/site-file.md has an example")
 
     @property
     def digest(self) -> str:

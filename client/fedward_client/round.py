@@ -3,6 +3,9 @@
     bytes -> signature, addressee, shapes, digests -> policy -> one grant for the whole run -> this round marked started
           -> data opened: drawn, clipped, noised, stepped -> gate -> stored -> audit line -> signed bytes
 
+The data work in the middle is yielded, so that whoever drives many sites may compute it for all of them at once;
+``Site.answer`` computes it on the spot.
+
 Whatever goes wrong after the policy said yes is the one code ``unavailable``; the true reason goes to the site's own
 audit log. A plan id that was served is answered with the stored bytes, without touching data. A round that failed after
 the data was opened is spent, and holds its run at this site until the site's own operator clears it.
@@ -13,30 +16,35 @@ from __future__ import annotations
 import hashlib
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from functools import partial
-from typing import Protocol
+from typing import Any, Protocol, TypeAlias
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from fedward_client.books.audit import LONGEST_REASON, AuditLine, AuditTrail, Kind, reason_of
 from fedward_client.policy import SEEDED_RANDOMNESS, Denied, SitePolicy
 from fedward_client.release import Gate
-from fedward_client.trainers import Flags, Trainers
+from fedward_client.trainers import Trainers
+from fedward_client.training import LocalResult, LocalWork
 from fedward_common.adapter import Adapter
 from fedward_common.codec import decode_plan, key_fingerprint
-from fedward_common.errors import BadSignature, BudgetError, MessageError, PrivacyError
+from fedward_common.errors import BadSignature, BudgetError, MessageError, PrivacyError, SpecMismatch
 from fedward_common.privacy.events import GaussianSum, merged
 from fedward_common.privacy.facts import Outcome
 from fedward_common.privacy.grants import Grant
 from fedward_common.privacy.guarantee import Guarantee
 from fedward_common.privacy.ledger import Ledger
 from fedward_common.privacy.mechanism import PrivateMetric, PrivateSum
-from fedward_common.privacy.randomness import Randomness, SecureRandom
+from fedward_common.privacy.randomness import SecureRandom
 from fedward_common.round import Code, RoundPlan
 
-__all__ = ["MemoryOutbox", "Replies", "Site"]
+__all__ = ["Answering", "MemoryOutbox", "Replies", "Site"]
+
+Answering: TypeAlias = Generator[LocalWork, LocalResult, bytes]  # at most one work out, its result in; then the reply
+
+ABOUT = ("run_id", "round", "plan_id", "adapter_digest")  # what an audit line says of a plan
 
 
 class Replies(Protocol):
@@ -109,7 +117,6 @@ class Site:
         gate: Gate,
         outbox: Replies,
         audit: AuditTrail,
-        randomness: Randomness,
         clock: Callable[[], float] = time.time,
     ) -> None:
         """Wire a site together, and settle what a crash cut off by what the outbox holds.
@@ -118,17 +125,16 @@ class Site:
           policy: outranks every plan.
           operator: the key that plans must be signed with.
           ledger: reserves and records what is spent.
-          trainers: models and data.
+          trainers: models and data; with ``SecureRandom``, or a seeded one where the policy waives it by name.
           gate: makes whatever leaves.
           outbox: keeps finished replies.
           audit: receives what left, and the true reason of every refusal; stays at the site.
-          randomness: ``SecureRandom``, or a seeded one where the policy waives it by name.
           clock: seconds since the epoch.
 
         Raises:
-          PrivacyError: randomness that can be repeated, without the waiver.
+          PrivacyError: the trainers draw from randomness that can be repeated, without the waiver.
         """
-        if not isinstance(randomness, SecureRandom) and SEEDED_RANDOMNESS not in policy.waivers:
+        if not isinstance(trainers.randomness, SecureRandom) and SEEDED_RANDOMNESS not in policy.waivers:
             raise PrivacyError(
                 "seeded randomness gives no privacy",
                 hint=f"use SecureRandom; only a simulation may waive {SEEDED_RANDOMNESS!r}",
@@ -143,17 +149,30 @@ class Site:
 
     def answer(self, data: bytes) -> bytes:
         """Serve one message: a signed plan in, a signed update or refusal out. Never raises on input."""
+        reply = _alone(self.answering(data))
+        return reply
+
+    def answering(self, data: bytes) -> Answering:
+        """Serve one message in two halves: up to the data work, which is yielded once it is paid for, and from there.
+
+        Whoever drives this sends the work's result, or throws what went wrong: then the round is spent, as it is when
+        the generator is closed. The site serves no other message in between.
+        """
         with self._lock:
-            return self._answer(data)
+            reply = yield from self._answer(data)
+            return reply
 
     # ---- verify and admit: public things alone -----------------------------------------
-    def _answer(self, data: bytes) -> bytes:
+    def _answer(self, data: bytes) -> Answering:
         plan: RoundPlan | None = None
         try:
             plan, adapter = self._read(data)
             stored = self._outbox.find(plan.plan_id)
             self._admit(plan, adapter)
-            return self._serve(plan, adapter) if stored is None else self._resend(plan, adapter, stored)
+            if stored is not None:
+                return self._resend(plan, adapter, stored)
+            reply = yield from self._serve(plan, adapter)
+            return reply
         except _Refused as refused:
             return self._refuse(plan, refused.code, str(refused))
         except Exception as error:
@@ -175,8 +194,10 @@ class Site:
         verdict = self._policy.admit(plan, adapter.spec, now=self._clock())
         if isinstance(verdict, Denied):
             raise _Refused(verdict.code, verdict.reason)
-        if not set(plan.training.groups) <= set(adapter.spec.groups) or not plan.training.groups:
-            raise _Refused(Code.SPEC_MISMATCH, "the plan trains groups that the adapter lacks")
+        try:
+            adapter.spec.subset(plan.training.groups)
+        except SpecMismatch as error:
+            raise _Refused(Code.SPEC_MISMATCH, str(error)) from None
         if not self._trainers.fits(adapter.spec, public_seed=plan.public_seed):
             raise _Refused(Code.SPEC_MISMATCH, "the adapter is not of this site's model")
 
@@ -191,7 +212,7 @@ class Site:
         return reply
 
     # ---- pay, then open the data ----------------------------------------------------------
-    def _serve(self, plan: RoundPlan, adapter: Adapter) -> bytes:
+    def _serve(self, plan: RoundPlan, adapter: Adapter) -> Answering:
         if not self._ledger.knows(plan.ledger_head):
             raise BudgetError(
                 "the coordinator holds a ledger head that this ledger never had: it was set back, or is another's",
@@ -202,7 +223,8 @@ class Site:
         mechanisms = self._mechanisms(plan, grant)
         self._ledger.start(grant, plan.plan_id, events=mechanisms.events)
         try:
-            reply = self._compute(plan, adapter, mechanisms)
+            result = yield self._work(plan, adapter, mechanisms)
+            reply = self._update(plan, adapter, mechanisms, result)
             self._outbox.store(plan.run_id, plan.plan_id, reply)
         except BaseException as error:
             self._ledger.settle(plan.plan_id, Outcome.FAILED)
@@ -238,21 +260,24 @@ class Site:
         if self._policy.max_delta >= 1 / units:
             raise PrivacyError("policy.run_delta is not below 1 / units", hint="lower policy.run_delta in site.toml")
 
-    def _compute(self, plan: RoundPlan, adapter: Adapter, mechanisms: _Mechanisms) -> bytes:
-        trainer = self._trainers.open(plan, adapter.spec, partial(self._taking_part, plan.run_id))
-        step, metric = mechanisms.step, mechanisms.metric
-        metrics = trainer.evaluate(plan.round, adapter, metric, cap=step) if metric else None
-        delta = trainer.train(plan.round, adapter, plan.training, step)
+    def _work(self, plan: RoundPlan, adapter: Adapter, mechanisms: _Mechanisms) -> LocalWork:
+        return LocalWork(
+            trainer=self._trainers.open(plan, adapter.spec, partial(self._ledger.taking_part, plan.run_id)),
+            round=plan.round,
+            adapter=adapter,
+            training=plan.training,
+            step=mechanisms.step,
+            metric=mechanisms.metric,
+        )
+
+    def _update(self, plan: RoundPlan, adapter: Adapter, mechanisms: _Mechanisms, result: LocalResult) -> bytes:
         guarantee = Guarantee(
             unit=plan.terms.unit,
             delta=plan.terms.delta,
             events=mechanisms.events,
             waivers=tuple(sorted(self._policy.waivers)),
         )
-        return self._gate.update(plan, adapter.spec, delta=delta, guarantee=guarantee, metrics=metrics)
-
-    def _taking_part(self, run_id: str, units: Sequence[str]) -> Flags:
-        return self._ledger.taking_part(run_id, units)
+        return self._gate.update(plan, adapter.spec, delta=result.delta, guarantee=guarantee, metrics=result.metrics)
 
     # ---- write down, then hand over -------------------------------------------------------
     def _hand_over(self, kind: Kind, plan: RoundPlan, adapter: Adapter, reply: bytes) -> bytes:
@@ -272,16 +297,30 @@ class Site:
             code = Code.UNAVAILABLE
         return self._gate.refusal(plan, code)
 
-    def _write(self, kind: Kind, plan: RoundPlan | None, **fields: object) -> None:
-        about: dict[str, object] = {}
-        if plan:
-            about = {"run_id": plan.run_id, "round": plan.round, "plan_id": plan.plan_id}
-            about["adapter_digest"] = plan.adapter_digest
-        line: dict[str, object] = {
-            "coordinator": self._coordinator,
-            "ledger_sequence": self._ledger.sequence,
-            "ledger_head": self._ledger.head,
+    def _write(self, kind: Kind, plan: RoundPlan | None, **fields: Any) -> None:
+        about = {name: getattr(plan, name) for name in ABOUT} if plan else {}
+        line = AuditLine(
+            kind=kind,
+            coordinator=self._coordinator,
+            ledger_sequence=self._ledger.sequence,
+            ledger_head=self._ledger.head,
             **about,
             **fields,
-        }
-        self._audit.write(AuditLine(kind=kind, **line))  # type: ignore[arg-type]
+        )
+        self._audit.write(line)
+
+
+def _alone(answering: Answering) -> bytes:
+    # nobody else's work to compute it with: on the spot
+    try:
+        work = next(answering)
+        try:
+            result = work.done()
+        except BaseException as error:
+            answering.throw(error)
+        else:
+            answering.send(result)
+    except StopIteration as over:
+        reply: bytes = over.value
+        return reply
+    raise RuntimeError("a site yielded a second work")

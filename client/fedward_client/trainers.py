@@ -46,6 +46,11 @@ class Trainers(Protocol):
         """Largest loss that counts in a metric, in nats: of guessing uniformly among the public labels."""
         ...
 
+    @property
+    def randomness(self) -> Randomness:
+        """What every draw of training and metrics comes from."""
+        ...
+
     def fits(self, spec: AdapterSpec, *, public_seed: int) -> bool:
         """Whether this site's model has exactly these tensors. Looks at public things only."""
         ...
@@ -62,10 +67,6 @@ class Trainers(Protocol):
           spec: the adapter that came with it, which ``fits``.
           taking_part: which of some unit ids were charged for this run; all others stay out of training and metrics.
         """
-        ...
-
-    def close(self) -> None:
-        """Forget data and everything computed from it."""
         ...
 
 
@@ -85,6 +86,11 @@ class FixedTrainer:
         """Of the resident model's classes."""
         return self.trainer.loss_cap
 
+    @property
+    def randomness(self) -> Randomness:
+        """The trainer's."""
+        return self.trainer.randomness
+
     def fits(self, spec: AdapterSpec, *, public_seed: int) -> bool:
         """Whether the resident model has exactly these tensors."""
         return spec.digest == self.trainer.spec_digest
@@ -97,16 +103,13 @@ class FixedTrainer:
         """The trainer."""
         return self.trainer
 
-    def close(self) -> None:
-        """Nothing: the simulation owns the data."""
-
 
 class SiteTrainers:
     """A real site's model and data.
 
     Guarantees:
       - A base model is loaded only from the site's own folder, by the fingerprint in the plan's spec.
-      - ``units`` reads the column of unit ids and no other.
+      - ``units`` reads the column of unit ids and no other; where there is none, the label column, to count its rows.
       - Texts and labels are read in ``open`` and nowhere else; ``close`` drops them.
     """
 
@@ -150,6 +153,11 @@ class SiteTrainers:
     def loss_cap(self) -> float:
         """log(classes)."""
         return math.log(len(self._labels))
+
+    @property
+    def randomness(self) -> Randomness:
+        """As given."""
+        return self._randomness
 
     def fits(self, spec: AdapterSpec, *, public_seed: int) -> bool:
         """Whether the base model of this fingerprint, adapted as the spec says, has exactly these tensors."""

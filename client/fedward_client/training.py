@@ -40,7 +40,15 @@ from fedward_common.privacy.mechanism import MetricSums, PrivateMetric, PrivateS
 from fedward_common.privacy.randomness import Purpose, Randomness, Stream
 from fedward_common.round import Training
 
-__all__ = ["LocalTrainer", "PhysicalBatch", "SiteInputs", "UnitOptimizer"]
+__all__ = [
+    "LocalResult",
+    "LocalTrainer",
+    "LocalWork",
+    "PhysicalBatch",
+    "SiteInputs",
+    "UnitOptimizer",
+    "local_optimizer",
+]
 
 Indices = NDArray[np.int64]
 _Read = Callable[[Indices], tuple[torch.Tensor, ...]]
@@ -192,9 +200,19 @@ class LocalTrainer:
         progress: Progress | None = None,
     ) -> None:
         """Keep references. ``batch_size`` bounds the records in memory at once and has no effect on results."""
-        self._model, self.data, self._inputs, self._randomness = model, data, inputs, randomness
+        self._model, self.data, self._inputs, self.randomness = model, data, inputs, randomness
         self._batch_size = batch_size
         self._progress = progress
+
+    @property
+    def model(self) -> AdaptedModel:
+        """The resident model."""
+        return self._model
+
+    @property
+    def inputs(self) -> SiteInputs:
+        """What the model reads of this site."""
+        return self._inputs
 
     @property
     def spec_digest(self) -> str:
@@ -215,20 +233,23 @@ class LocalTrainer:
         """
         self._model.load(adapter)
         parameters = self._model.select(training.groups)
-        optimizer = UnitOptimizer(_local_optimizer(parameters, training), mechanism=mechanism)
+        optimizer = UnitOptimizer(local_optimizer(parameters, training), mechanism=mechanism)
         with self._hooked(adapter, training) as (module, read, size):
             for step in range(training.local_steps):
-                draw, choice, noise = (
-                    self._randomness.stream(round=round, step=step, purpose=purpose)
-                    for purpose in (Purpose.SAMPLING, Purpose.RECORDS, Purpose.NOISE)
-                )
-                units = self.data.training_units
-                drawn = units[mechanism.draw_units(len(units), draw)]
-                for batch in self._unit_batches(drawn, mechanism, choice, size=size):
+                for batch in self._unit_batches(self.draw(round, step, mechanism), size=size):
                     losses(module(*read(batch.records)), self._labels(batch)).sum().backward()  # type: ignore[no-untyped-call]
                     optimizer.accumulate(batch)
-                optimizer.release(noise)
+                optimizer.release(self.randomness.stream(round=round, step=step, purpose=Purpose.NOISE))
         return self._model.read(training.groups) - adapter.subset(training.groups)
+
+    def draw(self, round: int, step: int, mechanism: PrivateSum) -> list[Indices]:
+        """The records of each unit that enters a local step: drawn, and at most so many a unit."""
+        draw, choice = (
+            self.randomness.stream(round=round, step=step, purpose=purpose)
+            for purpose in (Purpose.SAMPLING, Purpose.RECORDS)
+        )
+        units = self.data.training_units
+        return self._chosen(units[mechanism.draw_units(len(units), draw)], mechanism, choice)
 
     def evaluate(self, round: int, adapter: Adapter, metric: PrivateMetric, *, cap: PrivateSum) -> MetricSums:
         """Noisy sums over the validation units of how the received adapter does.
@@ -236,23 +257,30 @@ class LocalTrainer:
         Each unit contributes the mean of its records, at most as many as ``cap`` lets into a step.
         """
         self._model.load(adapter)
-        choice, noise = (
-            self._randomness.stream(round=round, step=0, purpose=purpose)
-            for purpose in (Purpose.METRIC_RECORDS, Purpose.METRICS)
-        )
-        means = np.zeros((len(self.data.validation_units), 2))
-        for batch in self._unit_batches(self.data.validation_units, cap, choice, size=self._batch_size):
+        chosen = self.validated(round, cap)
+        means = np.zeros((len(chosen), 2))
+        for batch in self._unit_batches(chosen, size=self._batch_size):
             with torch.no_grad():
                 rows = scores(self._logits(adapter, batch.records), self._labels(batch))
             np.add.at(means, batch.units, rows * batch.shares[:, None])
+        noise = self.randomness.stream(round=round, step=0, purpose=Purpose.METRICS)
         return metric.measure(means[:, 0], means[:, 1], noise)
 
-    def _unit_batches(
-        self, units: Indices, mechanism: PrivateSum, choice: Stream, *, size: int
-    ) -> Iterator[PhysicalBatch]:
+    def features(self, adapter: Adapter) -> torch.Tensor:
+        """Features of every record under the adapter that the model holds, computed once."""
+        return self._inputs.features(self._model, adapter, self._progress)
+
+    def validated(self, round: int, cap: PrivateSum) -> list[Indices]:
+        """The records of each validation unit that count in a round's metrics."""
+        choice = self.randomness.stream(round=round, step=0, purpose=Purpose.METRIC_RECORDS)
+        return self._chosen(self.data.validation_units, cap, choice)
+
+    def _chosen(self, units: Indices, mechanism: PrivateSum, choice: Stream) -> list[Indices]:
+        return [self._choose(int(unit), mechanism, choice) for unit in units]
+
+    def _unit_batches(self, chosen: list[Indices], *, size: int) -> Iterator[PhysicalBatch]:
         lengths = self._inputs.texts.lengths
-        chosen = [self._choose(int(unit), mechanism, choice) for unit in units]
-        chosen.sort(key=lambda records: int(lengths[records].max()))  # like lengths together: little padding
+        chosen = sorted(chosen, key=lambda records: int(lengths[records].max()))  # like lengths together: less padding
         if not chosen:
             return
         records = np.concatenate(chosen)
@@ -280,7 +308,7 @@ class LocalTrainer:
         read: _Read = self._padded
         size = self._batch_size
         if training.groups == ("head",):
-            cached = self._inputs.features(self._model, adapter, self._progress)
+            cached = self.features(adapter)
             module, read = self._model.head, lambda records: (cached[torch.from_numpy(records)],)
             size = max(size, HEAD_BATCH_NUMBERS // self._model.head.weight.numel())
         with warnings.catch_warnings():
@@ -307,11 +335,38 @@ class LocalTrainer:
         return logits
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class LocalResult:
+    """What the data work of a round gives, privatised: ``delta`` local minus global, and metrics where asked for."""
+
+    delta: Adapter
+    metrics: MetricSums | None
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class LocalWork:
+    """The data work of one round at one site, paid for and marked started: whoever computes it needs nothing else."""
+
+    trainer: LocalTrainer
+    round: int
+    adapter: Adapter
+    training: Training
+    step: PrivateSum
+    metric: PrivateMetric | None
+
+    def done(self) -> LocalResult:
+        """Compute it here and now, alone: metrics of the received adapter, then training."""
+        trainer, metric = self.trainer, self.metric
+        metrics = trainer.evaluate(self.round, self.adapter, metric, cap=self.step) if metric else None
+        return LocalResult(delta=trainer.train(self.round, self.adapter, self.training, self.step), metrics=metrics)
+
+
 def _frozen_key(adapter: Adapter) -> str:
     return hashlib.sha256(adapter.subset(("adapter",)).to_bytes()).hexdigest()
 
 
-def _local_optimizer(parameters: list[nn.Parameter], training: Training) -> torch.optim.Optimizer:
+def local_optimizer(parameters: list[nn.Parameter], training: Training) -> torch.optim.Optimizer:
+    """The optimiser of a round's local steps, on noised gradients: post-processing."""
     if training.optimiser is LocalOptimiser.ADAM:
         return torch.optim.Adam(parameters, lr=training.learning_rate)
     return torch.optim.SGD(parameters, lr=training.learning_rate)

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -25,6 +24,7 @@ import numpy as np
 
 from fedward_common.adapter import Adapter, AdapterSpec
 from fedward_common.errors import FedwardError, OutputError
+from fedward_common.files import sync_file, sync_folder
 from fedward_server.state import Moments, State
 
 __all__ = ["Checkpoint", "Checkpoints"]
@@ -75,7 +75,8 @@ class Checkpoints:
         draft = self._folder / f".{target.name}.part"
         try:
             shutil.rmtree(draft, ignore_errors=True)
-            draft.mkdir(parents=True)
+            _make_durably(self._folder)
+            draft.mkdir()
             also = {"run_id": run_id, "heads": dict(heads), "missed": dict(missed), "extra": extra}
             _write(draft, state, also)
             self._put_in_place(draft, target)
@@ -110,7 +111,7 @@ class Checkpoints:
             shutil.rmtree(aside, ignore_errors=True)
             target.rename(aside)
         draft.rename(target)
-        _fsync(self._folder)
+        sync_folder(self._folder)
 
     def _finished(self) -> list[Path]:
         found = {_number(path.name): path for path in self._folder.glob(".round-*.old")}
@@ -146,8 +147,8 @@ def _write(folder: Path, state: State, also: dict[str, Any]) -> None:
     envelope = {"sha256": hashlib.sha256(text.encode()).hexdigest(), "content": content}
     (folder / "state.json").write_text(json.dumps(envelope), encoding="utf-8")
     for file in folder.iterdir():
-        _fsync(file)
-    _fsync(folder)
+        sync_file(file)
+    sync_folder(folder)
 
 
 def _read(folder: Path, spec: AdapterSpec) -> Checkpoint:
@@ -182,13 +183,13 @@ def _read(folder: Path, spec: AdapterSpec) -> Checkpoint:
     )
 
 
+def _make_durably(folder: Path) -> None:
+    """Make a folder and those above it; a power cut leaves none of them out."""
+    if not folder.exists():
+        _make_durably(folder.parent)
+        folder.mkdir(exist_ok=True)
+        sync_folder(folder.parent)
+
+
 def _sha256(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-def _fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -1,5 +1,7 @@
 """What a run leaves for people: rounds.jsonl, its diary, and witness.json, what it knows of the sites' ledgers.
 
+Both outlive a power cut: what was said to be written is there.
+
 rounds.jsonl, version 1: one line for every attempt at a round, appended and flushed, each a
 :class:`~fedward_common.round.RoundRecord` as JSON. Readers skip unknown keys. witness.json, version 1: the run's id and
 terms, and the last ledger head of each site. A site whose ledger was restored from an old copy counts as spent what a
@@ -16,6 +18,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from fedward_common.errors import OutputError
+from fedward_common.files import rewrite, rewrite_json, sync_folder
 from fedward_common.privacy.guarantee import PrivacyTerms
 from fedward_common.round import RoundRecord
 
@@ -37,11 +40,14 @@ class RoundLog:
         Raises:
           OutputError: the disk is full or not writable.
         """
+        new = not self._path.exists()
         try:
             with self._path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(asdict(record)) + "\n")
                 file.flush()
                 os.fsync(file.fileno())
+            if new:
+                sync_folder(self._path.parent)
         except OSError as error:
             raise OutputError(
                 f"cannot write {self._path.name}: {error.strerror}", hint="free disk space, then resume the run"
@@ -53,18 +59,14 @@ class RoundLog:
         Raises:
           OutputError: the diary cannot be rewritten; it is as it was.
         """
-        draft = self._path.with_name(f".{self._path.name}.part")
         try:
-            if not self._path.exists():
-                return
             lines = self._path.read_text(encoding="utf-8", errors="replace").splitlines()
-            kept = "".join(line + "\n" for line in lines if _round_of(line) <= finished)
-            draft.write_text(kept, encoding="utf-8")
-            os.replace(draft, self._path)
+        except FileNotFoundError:
+            return
         except OSError as error:
-            raise OutputError(
-                f"cannot rewrite {self._path.name}: {error.strerror}", hint="free disk space, then resume the run"
-            ) from None
+            raise OutputError(f"cannot read {self._path.name}: {error.strerror}", hint="check who owns it") from None
+        kept = "".join(line + "\n" for line in lines if _round_of(line) <= finished)
+        rewrite(self._path, kept.encode())
 
 
 def write_witness(path: Path, *, run_id: str, terms: PrivacyTerms, heads: Mapping[str, str]) -> None:
@@ -80,15 +82,7 @@ def write_witness(path: Path, *, run_id: str, terms: PrivacyTerms, heads: Mappin
       OutputError: the disk is full or not writable; the file is as it was.
     """
     content = {"heads": dict(heads), "run_id": run_id, "schema": WITNESS_SCHEMA, "terms": terms.to_json()}
-    draft = path.with_name(f".{path.name}.part")
-    try:
-        with draft.open("w", encoding="utf-8") as file:
-            json.dump(content, file, indent=1, sort_keys=True)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(draft, path)
-    except OSError as error:
-        raise OutputError(f"cannot write {path.name}: {error.strerror}", hint="free disk space, then resume") from None
+    rewrite_json(path, content)
 
 
 def _round_of(line: str) -> float:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from fedward_common.codec import PlanParts, PlanWriter, encode_plan, encode_reply
 from fedward_common.errors import MalformedMessage
 from fedward_common.round import Code, Refusal
-from fedward_common.wire import pack, unpack
+from fedward_common.wire import body_of, pack, salted, unpack, with_body
 from support.nouns import KEY, START, plan_from
 
 PLAN = plan_from()
@@ -126,3 +126,21 @@ def test_an_empty_adapters_plan_has_its_parts_too() -> None:
     empty = Adapter.zeros(spec)
     plan = plan_from(empty)
     assert unpack(pack(PlanWriter(empty, key=KEY).parts(plan))) == encode_plan(plan, empty, key=KEY)
+
+
+def test_a_salted_body_is_read_as_the_plan_and_has_a_name_of_its_own() -> None:
+    content = pack(PARTS)
+    shared = [salted(PARTS.body) for _ in range(2)]
+    plans = [with_body(content, each) for each in shared]
+    assert [unpack(plan) for plan in plans] == [WHOLE, WHOLE]
+    assert [body_of(plan) for plan in (content, *plans)] == [PARTS.body] * 3
+    names = {each["fedward.body"].object_id for each in (content, *plans)}
+    assert len(names) == 3
+    assert body_of(pack(REFUSAL)) is None
+
+
+@pytest.mark.parametrize("salt", [b"", b"x" * 15, b"x" * 17, "x" * 16, [b"x" * 16], 5])
+def test_a_salt_of_another_kind_is_malformed(salt: object) -> None:
+    body = ConfigRecord({"message": PARTS.body, "salt": salt})  # type: ignore[dict-item]
+    with pytest.raises(MalformedMessage):
+        unpack(with_body(pack(PARTS), RecordDict({"fedward.body": body})))

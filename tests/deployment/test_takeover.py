@@ -52,7 +52,6 @@ class Taken:
     tried: dict[str, str]
     free: dict[str, str]
     """The same attempts under the trainer's own account, and not confined."""
-    asked: dict[str, str]
     replies: dict[str, bytes]
     before: dict[str, bytes] = field(repr=False)
     after: dict[str, bytes] = field(repr=False)
@@ -120,20 +119,18 @@ def attack(courier: Path, trainer: TrainerProcess, door: Path, *, before: Sequen
 def courier_folder(path: Path, door: Path, hospital: Hospital) -> CourierFolder:
     keys = {"schema": 1, "name": "st-elsewhere", "server": "127.0.0.1:1", "door": str(door / "door.sock")}
     folder = CourierFolder.create(path, CourierFile.model_validate(keys), ca_pem=Authority.make().pem)
-    for name in ("plans", "replies"):
-        (path / name).mkdir()
+    (path / "plans").mkdir()
     for name, plan in plans(hospital).items():
         (path / "plans" / name).write_bytes(plan)
     return folder
 
 
-def taken(courier: Path, trainer: TrainerProcess, said: Any, free: Any, before: dict[str, bytes]) -> Taken:
+def taken(trainer: TrainerProcess, said: Any, free: Any, before: dict[str, bytes]) -> Taken:
     return Taken(
         hospital=trainer.hospital,
         tried=said["tried"],
         free=free["tried"],
-        asked=said["asked"],
-        replies={path.name: path.read_bytes() for path in (courier / "replies").iterdir()},
+        replies={name: bytes.fromhex(reply) for name, reply in said["asked"].items()},
         before=before,
         after=books(trainer.hospital),
         alive=trainer.process.poll() is None,
@@ -151,7 +148,7 @@ def of_one_account() -> Iterator[Taken]:
             trainer.ready()
             free = attack(courier, trainer, door, confine=False, ask=False)
             said = attack(courier, trainer, door, confine=True, ask=True)
-            yield taken(courier, trainer, said, free, before)
+            yield taken(trainer, said, free, before)
 
 
 @contextmanager
@@ -173,11 +170,16 @@ def of_two_accounts() -> Iterator[Taken]:
             while not published.ready():
                 assert trainer.process.poll() is None and time.monotonic() < end
                 time.sleep(0.1)
-            mine = {"before": account(TRAINER), "confine": False, "ask": False}
+            mine: dict[str, Any] = {"before": account(TRAINER), "confine": False, "ask": False}
             free = attack(courier, trainer, door, **mine)
-            theirs = {"before": account(COURIER, group[2]), "confine": False, "ask": True, "credentials_fd": None}
+            theirs: dict[str, Any] = {
+                "before": account(COURIER, group[2]),
+                "confine": False,
+                "ask": True,
+                "credentials_fd": None,
+            }
             said = attack(courier, trainer, door, **theirs)
-            yield taken(courier, trainer, said, free, before)
+            yield taken(trainer, said, free, before)
 
 
 def account(number: int, *groups: str) -> list[str]:

@@ -7,6 +7,7 @@ comes as far as data.
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import socket
 from collections.abc import Iterator
@@ -69,7 +70,9 @@ def test_an_expired_certificate_is_seen_on_both_sides(country: Country, tmp_path
     started = say("fedward_server", "start", str(late.root))
     assert started.code != 0
     assert started.has("error: the server certificate expired on", "hint: run `fedward-server renew`")
-    assert say("fedward_server", "status", str(late.root)).has("EXPIRED on", "no site can connect; run `fedward-server renew`")
+    assert say("fedward_server", "status", str(late.root)).has(
+        "EXPIRED on", "no site can connect; run `fedward-server renew`"
+    )
 
 
 # ---- who may come in ---------------------------------------------------------------------
@@ -187,15 +190,17 @@ def ready_site(root: Path) -> Path:
 def test_a_path_that_is_too_long_for_a_socket_is_an_error_of_start_and_of_init(tmp_path: Path) -> None:
     with short_folder() as folder:
         site = ready_site(folder / "north")
-        text = (site / "site.toml").read_text()
         long = folder / ("x" * (105 - len(str(folder))))
-        (site / "site.toml").write_text(text.replace('door = ""', f'door = "{long}"'))
+        for file, key in ((site / "site.toml", long), (site / "courier" / "courier.toml", long / "door.sock")):
+            file.write_text(re.sub(r'(?m)^door = ".*"', f'door = "{key}"', file.read_text()))
         said = say("fedward_client", "start", str(site))
-        length = len(os.fsencode(long / "door.sock"))
         assert said.code == 2
-        assert said.has(
-            f"the socket {long}/door.sock has a path of {length} bytes; the system takes 107",
-            "hint: set [network].door in site.toml to a folder with a shorter path",
+        assert said.has("courier.toml", "is longer than 107 bytes, which no Unix socket can be; choose a shorter")
+        service = say("fedward_client.trainer.main", str(site), "--publish-credentials")
+        assert service.code == 2
+        assert service.has(
+            f"the socket {long}/door.sock has a path of {len(os.fsencode(long / 'door.sock'))} bytes",
+            "the system takes 107 (set [network].door in site.toml to a folder with a shorter path)",
         )
         keys = new_operator(folder / "op2").keys
         argv = ("--server", "127.0.0.1:1", "--ca", str(keys / "ca.pem"), "--operator-key", str(keys / "plan.pub"))

@@ -132,7 +132,7 @@ def test_a_crash_before_the_rename_leaves_the_one_before(
     checkpoints = save(tmp_path, 1)
     at = {
         "before anything": (Path, "mkdir"),
-        "while writing": (checkpoint, "_fsync"),
+        "while writing": (checkpoint, "sync_file"),
         "before the rename": (Path, "rename"),
     }
     with monkeypatch.context() as patch:
@@ -149,7 +149,8 @@ STEPS = [
     (Path, "mkdir"),
     (Path, "write_bytes"),
     (Path, "write_text"),
-    (checkpoint, "_fsync"),
+    (checkpoint, "sync_file"),
+    (checkpoint, "sync_folder"),
     (Path, "rename"),
     (shutil, "rmtree"),
 ]
@@ -230,16 +231,21 @@ def test_files_are_on_disk_before_the_rename_and_the_folder_after(
 ) -> None:
     happened: list[str] = []
     rename = Path.rename
-    monkeypatch.setattr(checkpoint, "_fsync", lambda path: happened.append(path.name))
+    for name in ("sync_file", "sync_folder"):
+        monkeypatch.setattr(checkpoint, name, lambda path: happened.append(path.name))
 
     def noted(self: Path, to: Path) -> Path:
         happened.append("rename")
         return rename(self, to)
 
     monkeypatch.setattr(Path, "rename", noted)
-    save(tmp_path / "kept", 1)
-    assert set(happened[:3]) == set(FILES)
-    assert happened[3:] == [".round-0001.part", "rename", "kept"]
+    save(tmp_path / "run" / "kept", 1)
+    assert happened[:2] == [tmp_path.name, "run"], "the folders that were made for it"
+    assert set(happened[2:5]) == set(FILES)
+    assert happened[5:] == [".round-0001.part", "rename", "kept"]
+    happened.clear()
+    save(tmp_path / "run" / "kept", 2)
+    assert len(happened) == 6
 
 
 def full(*_: object, **__: object) -> None:
@@ -248,7 +254,7 @@ def full(*_: object, **__: object) -> None:
 
 @pytest.mark.parametrize(
     ("owner", "call"),
-    [(Path, "mkdir"), (Path, "write_bytes"), (Path, "write_text"), (checkpoint, "_fsync"), (Path, "rename")],
+    [(Path, "mkdir"), (Path, "write_bytes"), (Path, "write_text"), (checkpoint, "sync_file"), (Path, "rename")],
 )
 def test_a_full_disk_is_an_error_with_a_hint_and_leaves_earlier_ones(
     owner: Any, call: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

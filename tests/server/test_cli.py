@@ -193,6 +193,14 @@ def test_renew_keeps_the_authority_and_takes_names(folder: OperatorFolder, comma
     assert command("renew", folder.root, "--name", "a/b").code == 2
 
 
+def test_renew_mends_a_lost_server_key(folder: OperatorFolder, command: Command) -> None:
+    (folder.keys / "server.key").unlink()
+    (folder.keys / "server.pem").write_text("damaged")
+    done = command("renew", folder.root)
+    assert (done.code, "none that can be read" in done.out) == (0, True)
+    assert folder.authority().certificate().days_left() > 390
+
+
 # ---- sites -------------------------------------------------------------------------
 def test_enrolling_shows_both_fingerprints_and_works_while_the_server_is_down(
     folder: OperatorFolder, tmp_path: Path, command: Command

@@ -10,7 +10,8 @@ import pytest
 
 from fedward_common.errors import OutputError
 from fedward_common.round import RoundRecord
-from fedward_server.records import RoundLog
+from fedward_server.records import RoundLog, write_witness
+from support.nouns import plan_from
 
 
 def record(round: int, **changes: Any) -> RoundRecord:
@@ -110,10 +111,39 @@ def test_a_diary_that_cannot_be_written_is_an_error_with_a_hint(
     def full(*_: object, **__: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    for call in ("open", "write_text"):
+    for owner, call in ((Path, "open"), (os, "replace")):
         with monkeypatch.context() as patch:
-            patch.setattr(Path, call, full)
+            patch.setattr(owner, call, full)
             with pytest.raises(OutputError, match="No space left") as caught:
                 log.append(record(3)) if call == "open" else log.rewind(finished=1)
             assert caught.value.hint
         assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize("what", ["a rewound diary", "a witness", "a new diary"])
+def test_what_was_said_to_be_written_outlives_a_power_cut(
+    what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The file is on disk before it gets its name, and the name after that."""
+    log = log_of(tmp_path / "rounds.jsonl", *([] if what == "a new diary" else [1, 2]))
+    happened: list[str] = []
+    sync, replace = os.fsync, os.replace
+
+    def synced(descriptor: int) -> None:
+        path = Path(os.readlink(f"/proc/self/fd/{descriptor}"))
+        happened.append("folder" if path == tmp_path else "file")
+        sync(descriptor)
+
+    def renamed(source: Path, target: Path) -> None:
+        happened.append("rename")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(os, "replace", renamed)
+    if what == "a new diary":
+        log.append(record(1))
+    elif what == "a witness":
+        write_witness(tmp_path / "witness.json", run_id="ab" * 32, terms=plan_from().terms, heads={})
+    else:
+        log.rewind(finished=1)
+    assert happened == ["file", *([] if what == "a new diary" else ["rename"]), "folder"]

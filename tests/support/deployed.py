@@ -149,7 +149,7 @@ class Hospital:
     def link(self) -> dict[str, Any]:
         """What the courier says of itself."""
         try:
-            return json.loads((self.root / "courier" / "status.json").read_text())  # type: ignore[no-any-return]
+            return json.loads((self.root / "courier" / "state" / "status.json").read_text())  # type: ignore[no-any-return]
         except (OSError, ValueError):
             return {}
 

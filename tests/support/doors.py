@@ -5,9 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from flwr.proto.fleet_pb2 import PushMessagesRequest
+from flwr.proto.message_pb2 import Message, Metadata, ObjectTree
+from flwr.proto.node_pb2 import Node
+from flwr.proto.recorddict_pb2 import RecordDict
+
 from support.fronting import FLEET, NAME, Front, Site, StandIn, answer_of, request_bytes
 
-PULL = "/v1/fleet/pull-messages"
+PULL, PUSH, OBJECT = "/v1/fleet/pull-messages", "/v1/fleet/push-messages", "/v1/fleet/push-object"
+KIB = 1 << 10
 REFUSED = frozenset({0, 400, 404, 405, 501, 505})
 
 
@@ -19,6 +25,35 @@ class Case:
     send: Callable[[Site], bytes]
     statuses: frozenset[int]
     reaches: tuple[str, ...] = ()
+    body: bytes = b"body"
+
+
+def reply(size: int = 0) -> bytes:
+    """What a courier pushes first; of at least this size."""
+    told = Metadata(run_id=5, message_id="1" * 64, src_node_id=7, dst_node_id=1, reply_to_message_id="2" * 64)
+    told.group_id = "x" * size
+    tree = ObjectTree(object_id="1" * 64, children=[ObjectTree(object_id="3" * 64)])
+    message = Message(metadata=told, content=RecordDict())
+    push = PushMessagesRequest(
+        node=Node(node_id=7), messages_list=[message], message_object_trees=[tree], clientapp_runtime_list=[0.0]
+    )
+    return bytes(push.SerializeToString())
+
+
+def body_for(path: str) -> bytes:
+    return reply() if path == PUSH else b"body"
+
+
+def sized(path: str, body: bytes, *statuses: int) -> Case:
+    reaches = (f"POST {path}",) if 200 in statuses else ()
+    size = f"{len(body) >> 10} KiB and {len(body) % KIB}" if len(body) >= KIB else len(body)
+    return Case(
+        f"{size} bytes to {path}",
+        lambda site: request_bytes(path, site.headers(), body),
+        frozenset(statuses),
+        reaches,
+        body,
+    )
 
 
 def case(name: str, send: Callable[[Site], bytes], *statuses: int, reaches: tuple[str, ...] = ()) -> Case:
@@ -76,7 +111,12 @@ SMUGGLED = b"POST /v1/control/list-runs HTTP/1.1\r\nHost: x\r\nContent-Length: 0
 REACHES = (f"POST {PULL}",)
 
 CASES: tuple[Case, ...] = (
-    *(case(f"passes {path}", line(path), 200, reaches=(f"POST {path}",)) for path in FLEET),
+    *(sized(path, body_for(path), 200) for path in FLEET),
+    *(sized(path, bytes(64 * KIB), 200) for path in FLEET if path != PUSH),
+    *(sized(path, bytes(64 * KIB + 1), 413) for path in FLEET if path != OBJECT),
+    sized(OBJECT, bytes(5000 * KIB), 200),
+    sized(PUSH, reply(7 * KIB), 200),
+    sized(PUSH, reply(8 * KIB), 413),
     *(Case(f"spelling: {name}", line(path), REFUSED) for name, path in SPELLINGS.items()),
     *(case(f"other: {path}", line(path), 404) for path in OTHERS),
     *(Case(f"method {method}", line(PULL, method=method), REFUSED) for method in METHODS),
@@ -110,6 +150,7 @@ CASES: tuple[Case, ...] = (
     Case("space before a colon", plus(PULL, "Transfer-Encoding : chunked", "Content-Length: 4"), REFUSED),
     Case("a broken chunk", plus(PULL, "Transfer-Encoding: chunked", body=b"zz\r\nbody\r\n0\r\n\r\n"), REFUSED, REACHES),
     Case("a head too large", line(PULL, x_padding="x" * 40_000), frozenset({0, 400, 431, 494})),
+    Case("a head somewhat too large", line(PULL, x_padding="x" * 17_000), frozenset({0, 400, 431, 494})),
     case("GET health with a path", line("/health/", method="GET"), 404),
     case("POST health", line("/health"), 405),
     case("HEAD health", line("/health", method="HEAD"), 405),
@@ -134,7 +175,7 @@ def check(case: Case, front: Front, upstream: StandIn, site: Site) -> None:
     assert set(upstream.paths) <= set(case.reaches), upstream.paths
     if status == 200:
         assert upstream.paths == list(case.reaches)
-        assert upstream.heard[-1].body == b"body"
+        assert upstream.heard[-1].body == case.body
     assert "x-powered-by" not in headers
 
 

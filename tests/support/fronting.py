@@ -13,7 +13,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -27,7 +28,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from fedward_common.enrolment import Enrolment
 from fedward_server.deployment.folder import OperatorFolder
-from fedward_server.deployment.roll import key_header, nodes_map
+from fedward_server.gateway.roll import key_header, nodes_map
 
 NAME = "fed.example.org"
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -208,7 +209,7 @@ class Front:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         context.load_verify_locations(self.folder.keys / "ca.pem")
         context.minimum_version = context.maximum_version = version
-        plain = socket.create_connection((host, self.port), timeout=20, source_address=(source, 0) if source else None)
+        plain = socket.create_connection((host, self.port), timeout=60, source_address=(source, 0) if source else None)
         return context.wrap_socket(plain, server_hostname=NAME)
 
     def ask(self, request: bytes, *, method: str = "POST", source: str = "") -> tuple[int, bytes, dict[str, str]]:
@@ -240,6 +241,11 @@ def request_bytes(
     return f"{method} {path} HTTP/{version}\r\n{head}\r\n".encode() + body
 
 
+def statuses_at_once(front: Front, requests: Sequence[bytes]) -> list[int]:
+    with ThreadPoolExecutor(len(requests)) as pool:
+        return sorted(status for status, _, _ in pool.map(front.ask, requests))
+
+
 def listening_socket(host: str = "127.0.0.1") -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     bound = socket.socket(family)
@@ -251,7 +257,7 @@ def listening_socket(host: str = "127.0.0.1") -> socket.socket:
 @contextmanager
 def gateway(folder: OperatorFolder, upstream: int, log: Path, *, host: str = "127.0.0.1") -> Iterator[Front]:
     with listening_socket(host) as bound, log.open("wb") as out:
-        command = (sys.executable, "-m", "fedward_server.deployment.gateway", str(folder.root), "--fd")
+        command = (sys.executable, "-m", "fedward_server.gateway", str(folder.root), "--fd")
         process = subprocess.Popen(
             (*command, str(bound.fileno()), "--upstream", f"127.0.0.1:{upstream}"),
             pass_fds=(bound.fileno(),),

@@ -79,6 +79,8 @@ class Hostile:
     markers: Path
     flower_home: Path
     replies: dict[str, Message] = field(default_factory=dict)
+    before: list[str] = field(default_factory=list)
+    """What had been trained when everything hostile was answered."""
 
     @classmethod
     @contextmanager
@@ -90,7 +92,7 @@ class Hostile:
             (markers := folder / "markers").mkdir(mode=0o777)
             operator = OperatorFolder.create(folder / "evil", name="evil", names=("localhost", "127.0.0.1"))
             port, tap_port = free_port(), free_port()
-            stack.enter_context(_ended(_superlink(operator, port)))
+            stack.enter_context(ended(superlink(operator, port)))
             tap = stack.enter_context(Tap(tap_port, port, operator.keys))
             courier = _courier_folder(folder / "courier", hospital, operator, tap_port)
             trainer = stack.enter_context(TrainerProcess(hospital))
@@ -99,7 +101,7 @@ class Hostile:
             control = Control(upstream)
             stack.callback(control.close)
             node = control.register_node(courier.node_public_key, name="victim")
-            carrier = stack.enter_context(_ended(_courier(courier, trainer, home := folder / "flower")))
+            carrier = stack.enter_context(ended(_courier(courier, trainer, home := folder / "flower")))
             flower_run = control.start_run(code_bundle(markers, hospital.root / "notes.csv"))
             grid = stack.enter_context(_grid(upstream))
             trainer.ready()
@@ -165,7 +167,11 @@ def plant(table: Path) -> None:
         out.writeheader()
         for number, row in enumerate(rows):
             more = f"{CANARY}{number:04d}"
-            changed = {"note": f"{row['note']} {more}", "patient": f"{row['patient']}{more}", "id": f"{row['id']}{more}"}
+            changed = {
+                "note": f"{row['note']} {more}",
+                "patient": f"{row['patient']}{more}",
+                "id": f"{row['id']}{more}",
+            }
             out.writerow(row | changed)
 
 
@@ -182,7 +188,8 @@ def code_bundle(markers: Path, data: Path) -> bytes:
     return buffer.getvalue()
 
 
-def _superlink(operator: OperatorFolder, port: int) -> subprocess.Popen[bytes]:
+def superlink(operator: OperatorFolder, port: int) -> subprocess.Popen[bytes]:
+    """A stock SuperLink on loopback."""
     operator.superlink.mkdir(parents=True, exist_ok=True)
     with (operator.root / "superlink.log").open("wb") as log:
         return subprocess.Popen(
@@ -212,7 +219,9 @@ def _courier(folder: CourierFolder, trainer: TrainerProcess, home: Path) -> subp
     program = [sys.executable, "-P", "-m", "fedward_client.courier.main", str(folder.path)]
     try:
         return subprocess.Popen(
-            [*program, "--credentials-fd", str(half)], pass_fds=[half], env=os.environ | QUIET | {"FLWR_HOME": str(home)}
+            [*program, "--credentials-fd", str(half)],
+            pass_fds=[half],
+            env=os.environ | QUIET | {"FLWR_HOME": str(home)},
         )
     finally:
         os.close(half)
@@ -233,7 +242,8 @@ def _grid(upstream: Upstream) -> Iterator[TaskGrid]:
 
 
 @contextmanager
-def _ended(process: subprocess.Popen[bytes]) -> Iterator[subprocess.Popen[bytes]]:
+def ended(process: subprocess.Popen[bytes]) -> Iterator[subprocess.Popen[bytes]]:
+    """End it, by its id, at the end of the block."""
     try:
         yield process
     finally:

@@ -21,6 +21,7 @@ from typing import Any
 
 told: dict[str, Any] = json.loads(sys.argv[1])
 site, courier, door = Path(told["site"]), Path(told["courier"]), Path(told["door"])
+own = courier / "state"  # the only place where the courier may write
 pid = int(told["pid"])
 libc = ctypes.CDLL(None, use_errno=True)
 SEIZE, READV, WRITEV, PIDFD_OPEN, PIDFD_GETFD = 0x4206, 310, 311, 434, 438  # on x86_64
@@ -63,7 +64,7 @@ def append(path: Path) -> None:
 
 
 def through_a_link() -> None:
-    link = courier / "link"
+    link = own / "link"
     link.symlink_to(site / "notes.csv")
     try:
         link.read_bytes()
@@ -72,7 +73,7 @@ def through_a_link() -> None:
 
 
 def by_a_second_name() -> None:
-    name = courier / "stolen"
+    name = own / "stolen"
     os.link(site / "notes.csv", name)
     try:
         name.read_bytes()
@@ -150,9 +151,7 @@ def asked() -> dict[str, str]:
     found = {}
     with RemoteDoor(door / "door.sock", keys) as trainer:
         for plan in sorted((courier / "plans").iterdir()):
-            reply = trainer.answer(plan.read_bytes())
-            (courier / "replies" / plan.name).write_bytes(reply)
-            found[plan.name] = "answered"
+            found[plan.name] = trainer.answer(plan.read_bytes()).hex()
     return found
 
 

@@ -107,13 +107,19 @@ def _courier(walls: frozenset[Wall], abi: int) -> str:
         can = "connect to any server, and end the trainer"
         if Wall.VIEW not in walls:
             can = f"read data and keys, {can}"
-        return f"this kernel has no Landlock: a courier of the same account that was taken over can {can}; {TWO_ACCOUNTS}"
+        return (
+            f"this kernel has no Landlock: a courier of the same account that was taken over can {can}; {TWO_ACCOUNTS}"
+        )
     if abi < ABI_PORTS:
         return "this kernel's Landlock knows no ports: a courier that was taken over can connect to any server"
+    if Wall.SECCOMP not in walls:
+        return (
+            "without a seccomp filter a courier that was taken over can connect to any server, past Landlock, by MPTCP"
+        )
     if abi < ABI_SIGNALS:
         return (
             "this kernel's Landlock knows no signals: a courier of the same account that was taken over can end the "
-            "trainer; " + TWO_ACCOUNTS
+            "trainer, and connect to abstract sockets of other programs; " + TWO_ACCOUNTS
         )
     return ""
 
@@ -122,9 +128,9 @@ def _courier_sockets(walls: frozenset[Wall]) -> str:
     if Wall.VIEW in walls:
         return ""
     return (
-        "this account gets no file tree of its own (mount namespace): a courier of the same account that was taken over "
-        "can connect to sockets of its other programs (tmux, systemd --user, D-Bus, docker, gpg-agent) and have these "
-        f"read data and keys; {USER_NAMESPACES}, or {TWO_ACCOUNTS}"
+        "this account gets no file tree of its own (mount namespace): a courier of the same account that was taken "
+        "over can connect to sockets of its other programs (tmux, systemd --user, D-Bus, docker, gpg-agent) and have "
+        f"these read data and keys; {USER_NAMESPACES}, or {TWO_ACCOUNTS}"
     )
 
 

@@ -102,8 +102,8 @@ def rotate_keys(folder: Folder) -> Report:
         facts=facts,
         lines=(
             *lines,
-            "plans must be addressed to the new key from now on: enrol again, with the file that `init --server` writes anew,",
-            "sent with the statement, which shows that the old key vouches for it; the operator: `enrol --replace`",
+            "plans must be addressed to the new key from now on: enrol again with the file that `init --server` makes",
+            "and the statement, which shows that the old key vouches for it; the operator: `enrol --replace`",
             "the unit-digest key stays for good: with another one everything that units have spent would be forgotten",
         ),
     )

@@ -28,12 +28,11 @@ from types import FrameType
 from typing import TYPE_CHECKING
 
 from fedward_client.courier.folder import CourierFolder
-from fedward_client.courier.status import Board, Status, our_version
-from fedward_common.errors import FedwardError, PrivacyError
+from fedward_client.courier.status import Board, Status, Wall, our_version
+from fedward_client.courier.walls import confine_courier
+from fedward_common.errors import FedwardError
 from fedward_common.machine.holding import hold
-from fedward_common.machine.landlock import Confined, confine
 from fedward_common.machine.logs import json_logging
-from fedward_common.machine.paths import python_paths
 
 if TYPE_CHECKING:
     from fedward_client.courier.fleet import Fleet
@@ -68,32 +67,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return MEND_FIRST
 
 
-def confine_courier(folder: CourierFolder) -> bool:
-    """Give up, for good, every file but this folder, Python, the system's, and the Door's folder.
-
-    Its own rules are read-only to it as well: whoever takes this process over cannot change what the next one may do.
-
-    Returns:
-      Whether the kernel does that. False: it has no Landlock, and the account's rights are all that holds.
-
-    Guarantees:
-      - Nothing is written but in the ``state`` folder of the courier's own.
-      - Data, ledger and signing key of a site under the same account cannot be read, nor the memory of its processes.
-      - TCP goes to the port of the server or the proxy alone, where the kernel can do that.
-    """
-    return _confine(folder) is not None
-
-
-def _confine(folder: CourierFolder) -> Confined | None:
-    door = Path(folder.file.door).parent
-    read = [*python_paths(), folder.path, *([door] if door.is_dir() else [])]
-    try:
-        return confine(read=read, write=[folder.state], connect_ports=[folder.file.next_hop.port], bind_ports=[])
-    except PrivacyError as error:
-        log.warning("not confined: %s; hint: %s", error, error.hint)
-        return None
-
-
 @dataclass(frozen=True, kw_only=True)
 class _Parts:
     """What works together in this process."""
@@ -115,7 +88,9 @@ def _run(folder: CourierFolder, credentials_fd: int | None) -> int:
     board = Board(folder.status_path, _first_status(folder, confined))
     parts = _assemble(folder, board, credentials_fd)
     json_logging(folder.log_path, PROCESS)  # again: Flower brings handlers of its own
-    log.info("courier of %s to %s, confined: %s", folder.file.name, folder.file.server, confined)
+    log.info(
+        "courier of %s to %s, confined by: %s", folder.file.name, folder.file.server, ", ".join(confined) or "nothing"
+    )
     worker = threading.Thread(target=parts.courier.run, name="loop", daemon=True)
     parts.heart.start()
     worker.start()
@@ -130,7 +105,7 @@ def _run(folder: CourierFolder, credentials_fd: int | None) -> int:
 def _wait_for_door(folder: CourierFolder, credentials_fd: int | None, asked: threading.Event) -> None:
     """Only a folder that exists can be allowed; the trainer's service may be the later one to start."""
     while credentials_fd is None and _door_identity(folder) is None and not asked.is_set():
-        now = _first_status(folder, confined=False)
+        now = _first_status(folder, ())
         Board(folder.status_path, replace(now, reason="there is no Door yet", hint="start the trainer"))
         asked.wait(WAIT_S)
 
@@ -140,7 +115,8 @@ def _door_identity(folder: CourierFolder) -> tuple[int, int] | None:
         found = Path(folder.file.door).parent.stat()
     except OSError:
         return None
-    return found.st_dev, found.st_ino
+    # in a view of its own the folder that was allowed is seen for ever, also once it is removed
+    return (found.st_dev, found.st_ino) if found.st_nlink else None
 
 
 def _assemble(folder: CourierFolder, board: Board, credentials_fd: int | None) -> _Parts:
@@ -202,7 +178,7 @@ def _say_farewell(parts: _Parts) -> None:
     thread.join(FAREWELL_S)
 
 
-def _first_status(folder: CourierFolder, confined: bool) -> Status:
+def _first_status(folder: CourierFolder, confined: tuple[Wall, ...]) -> Status:
     now, tick = time.time(), time.monotonic()
     return Status(
         since=now,

@@ -21,13 +21,14 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, replace
+from enum import StrEnum
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Self
 
 from fedward_client.courier.faults import Fault, State
 
-__all__ = ["Board", "Status", "deaf", "our_version"]
+__all__ = ["Board", "Status", "Wall", "deaf", "our_version"]
 
 SCHEMA = 1
 STUCK_S = 120.0
@@ -36,6 +37,19 @@ WRITE_EACH_S = 5.0  # a mark that is at most this old
 PRIVATE = 0o600
 LATEST = 1e11  # seconds
 LONGEST_TEXT = 1000
+
+
+class Wall(StrEnum):
+    """What keeps a courier that was taken over away from the rest of its account (``walls``)."""
+
+    VIEW = "view"
+    """A file tree of its own: what it does not need does not exist."""
+
+    LANDLOCK = "landlock"
+    """No other file, port, signal or process's memory."""
+
+    SECCOMP = "seccomp"
+    """No change of a file's mode or owner, no namespace, no mount."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +64,8 @@ class Status:
     server: str
     version: str
     pid: int
-    confined: bool = False
+    confined: tuple[Wall, ...] = ()
+    """The walls that stand."""
     at_door: bool = False
     """The loop waits for the trainer: it may stand still for as long as training takes."""
     alive_at: float
@@ -67,7 +82,8 @@ class Status:
             row: dict[str, Any] = json.loads(text)
             if row.pop("schema") != SCHEMA:
                 return None
-            status = cls(**(row | {"state": State(row["state"])}))
+            walls = tuple(map(Wall, row.get("confined", ())))
+            status = cls(**(row | {"state": State(row["state"]), "confined": walls}))
             return status if status._is_sane() else None
         except (ValueError, KeyError, TypeError, AttributeError):
             return None

@@ -2,8 +2,9 @@
 
     kernel      -> system calls that Python has no name for
     namespaces  -> leave the machine's network
-    seccomp     -> open no socket but a Unix socket
+    seccomp     -> open no socket but a Unix socket; no namespace, no mount, no chmod
     paths       -> what a Python process must read
+    view        -> a file tree of its own: what is not named does not exist
     landlock    -> open no file but these
     exec        -> become another program: without network, and dead when its starter is dead
     holding     -> one process at a time: hold, holder, stop

@@ -22,8 +22,8 @@ LIBC = ctypes.CDLL(None, use_errno=True)
 TASKS = Path("/proc/self/task")
 
 
-def syscall(number: int, *arguments: int) -> int:
-    """Call the kernel by number; addresses are plain integers.
+def syscall(number: int, *arguments: int | bytes) -> int:
+    """Call the kernel by number; addresses are plain integers, or bytes that the kernel reads.
 
     Raises:
       OSError: the kernel says no, or this is no Linux.
@@ -31,7 +31,7 @@ def syscall(number: int, *arguments: int) -> int:
     if sys.platform != "linux":
         raise OSError(errno.ENOSYS, "only on Linux")
     LIBC.syscall.restype = ctypes.c_long
-    return _checked(LIBC.syscall(*(ctypes.c_long(word) for word in (number, *arguments))))
+    return _checked(LIBC.syscall(ctypes.c_long(number), *map(_word, arguments)))
 
 
 def prctl(option: int, *arguments: int) -> int:
@@ -82,6 +82,10 @@ def only_one_thread(what: str) -> None:
             f"{what} comes too late: this process has {threads} threads",
             hint="call it first, before numpy, torch or grpc are imported: they start threads",
         )
+
+
+def _word(argument: int | bytes) -> ctypes.c_long | ctypes.c_char_p:
+    return ctypes.c_char_p(argument) if isinstance(argument, bytes) else ctypes.c_long(argument)
 
 
 def _checked(result: int) -> int:

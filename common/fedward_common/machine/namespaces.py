@@ -21,7 +21,7 @@ from pathlib import Path
 from fedward_common.errors import InputError, PrivacyError
 from fedward_common.machine.kernel import only_one_thread, unshare
 
-__all__ = ["Network", "bring_up_loopback", "has_network", "interfaces", "leave_network"]
+__all__ = ["Network", "bring_up_loopback", "has_network", "interfaces", "leave_network", "take_user_namespace"]
 
 CLONE_NEWUSER = 0x10000000
 CLONE_NEWNET = 0x40000000
@@ -80,6 +80,22 @@ def leave_network() -> None:
         raise PrivacyError("the new network namespace is not empty", hint="report this with the output of 'ip link'")
 
 
+def take_user_namespace(flags: int) -> None:
+    """Move this process, with one thread, into a new user namespace, in which it is who it was, and into others.
+
+    Args:
+      flags: ``CLONE_NEW*`` of the others; the process has every capability in them.
+
+    Raises:
+      OSError: the kernel forbids it. The process may be left without rights and should end.
+    """
+    user, group = os.geteuid(), os.getegid()  # afterwards both would read as nobody
+    unshare(CLONE_NEWUSER | flags)
+    (SELF / "setgroups").write_text("deny")  # without it the kernel takes no group map from an ordinary user
+    (SELF / "uid_map").write_text(f"{user} {user} 1")
+    (SELF / "gid_map").write_text(f"{group} {group} 1")
+
+
 def bring_up_loopback() -> None:
     """Make 127.0.0.1 work in a namespace of one's own. Call it before exec, which takes the rights for it away.
 
@@ -125,11 +141,7 @@ def _leave() -> None:
     try:
         unshare(CLONE_NEWNET)
     except PermissionError:
-        user, group = os.geteuid(), os.getegid()  # afterwards both would read as nobody
-        unshare(CLONE_NEWUSER | CLONE_NEWNET)
-        (SELF / "setgroups").write_text("deny")  # without it the kernel takes no group map from an ordinary user
-        (SELF / "uid_map").write_text(f"{user} {user} 1")
-        (SELF / "gid_map").write_text(f"{group} {group} 1")
+        take_user_namespace(CLONE_NEWNET)
 
 
 def _is_idle_tunnel(name: str) -> bool:

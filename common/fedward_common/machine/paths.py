@@ -13,7 +13,7 @@ import sysconfig
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-__all__ = ["covers", "python_paths"]
+__all__ = ["covers", "python_names", "python_paths"]
 
 # Whole folders, since files such as /etc/resolv.conf are replaced by new ones while a process runs.
 SYSTEM = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/etc", "/proc")
@@ -29,8 +29,13 @@ def python_paths() -> tuple[Path, ...]:
     installs included, and what counts processors. No home folder, no /tmp, no current folder, unless Python itself
     imports from there: ask ``covers`` before these are allowed.
     """
-    named = (*map(Path, SYSTEM + DEVICES + COUNTING), *_resolver(), *_interpreter(), *_imported())
-    return tuple(dict.fromkeys(path.resolve() for path in named if os.path.exists(path)))
+    return tuple(dict.fromkeys(path.resolve() for path in python_names()))
+
+
+def python_names() -> tuple[Path, ...]:
+    """The same, by the names under which Python and the C library look for them, symbolic links not followed."""
+    named = (*map(Path, SYSTEM + DEVICES + COUNTING), RESOLVER, *_resolver(), *_interpreter(), *_imported())
+    return tuple(dict.fromkeys(path.absolute() for path in named if os.path.exists(path)))
 
 
 def covers(paths: Iterable[Path], protected: Iterable[Path]) -> tuple[Path, ...]:

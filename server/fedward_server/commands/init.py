@@ -7,7 +7,7 @@ import socket
 from collections.abc import Sequence
 from pathlib import Path
 
-from fedward_common.errors import ConfigError
+from fedward_common.errors import ConfigError, PrivacyError
 from fedward_common.report import Report, rows
 from fedward_server.commands.words import certificate_line, quoted
 from fedward_server.deployment.authority import Authority
@@ -96,10 +96,10 @@ def renew(folder: OperatorFolder, *, names: Sequence[str] = ()) -> Report:
       PrivacyError: ca.key is gone, or damaged.
       OutputError: the folder cannot be written.
     """
-    server, keys = folder.load_server(), folder.authority()
+    server, keys = folder.load_server(), Authority(folder.keys)  # unchecked: a lost server key is a reason to renew
     chosen = tuple(names) or server.gateway.names
     _check_names(server, chosen)
-    before = keys.certificate()
+    before = _known(keys)
     after = keys.renew(chosen)
     facts = {
         "command": "renew",
@@ -108,12 +108,19 @@ def renew(folder: OperatorFolder, *, names: Sequence[str] = ()) -> Report:
         "names": list(after.names),
         "not_after": after.not_after.isoformat(),
     }
-    told = rows([("before", certificate_line(before)), ("now", certificate_line(after))])
+    told = rows([("before", before), ("now", certificate_line(after))])
     missing = sorted(set(after.names) ^ set(server.gateway.names))
     differs = (f"server.toml does not agree in {', '.join(missing)}: {CHANGE}",) if missing else ()
     running = folder.holder() is not None
-    restart = ("the gateway shows it within seconds; Flower's own server takes it when `start` runs again",)
+    restart = ("the gateway shows it within seconds; Flower's own server is restarted for it, which runs outlive",)
     return Report(facts=facts, lines=(*told, *differs, *(restart if running else ())))
+
+
+def _known(keys: Authority) -> str:
+    try:
+        return certificate_line(keys.certificate())
+    except PrivacyError:
+        return "none that can be read"
 
 
 def _check_names(server: ServerFile, names: Sequence[str]) -> None:

@@ -6,7 +6,8 @@
            executor.secret           32 random bytes between SuperLink and desk; means nothing elsewhere
 
 P-384 because every TLS stack takes it. All keys appear together or not at all, each with mode 0600, and no command
-overwrites one but ``renew`` the server's. This module opens no socket.
+overwrites one but ``renew`` the server's. Whoever changes a key holds a lock on the folder, and whoever reads the pair
+shares it: nobody sees, or mends, a renewal that is still at work. This module opens no socket.
 
 Example:
     >>> import tempfile
@@ -17,12 +18,15 @@ Example:
 
 from __future__ import annotations
 
+import contextlib
 import datetime
+import fcntl
 import ipaddress
 import os
 import secrets
 import shutil
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -34,7 +38,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from fedward_common.errors import OutputError, PrivacyError
+from fedward_common.errors import InputError, OutputError, PrivacyError
 from fedward_common.files import check_private, read_secret, rewrite, sync_folder, write_new
 
 __all__ = ["WARN_BELOW_DAYS", "Authority", "ServerCertificate", "create_authority"]
@@ -48,6 +52,7 @@ SECRET_BYTES = 32
 BACKDATED = datetime.timedelta(days=1)  # a site's clock may be behind
 RESTORE = "restore keys/ from a backup"
 LONGEST_COMMON_NAME = 64
+LOCK_S, PAUSE_S = 10.0, 0.02  # a renewal takes an instant
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,17 +76,24 @@ class Authority:
 
     @classmethod
     def open(cls, folder: Path) -> Self:
-        """The keys that ``create_authority`` made; an interrupted renewal is settled.
+        """The keys that ``create_authority`` made; an interrupted renewal is settled, one at work is waited for.
+
+        Guarantees:
+          - A renewal that is at work is never disturbed.
 
         Raises:
           PrivacyError: the folder or a secret is open to other accounts, or a file is missing or damaged.
+          InputError: another process has been renewing for long.
         """
         keys = cls(folder)
         check_private(folder)
-        keys._settle()
-        for path in (keys.plan_key_file, keys.server_key, keys.secret_file):
+        if keys._next_key.exists():
+            with keys._locked(fcntl.LOCK_EX):
+                keys._settle()
+        for path in (keys.plan_key_file, keys.secret_file):
             read_secret(path, lost=RESTORE)
-        _check_pair(keys.certificate_file, keys.server_key)
+        with keys._locked(fcntl.LOCK_SH):
+            _check_pair(keys.certificate_file, keys.server_key)
         keys.plan_key()
         _load_certificate(keys.ca_file)
         return keys
@@ -174,24 +186,53 @@ class Authority:
     def renew(self, names: Sequence[str], *, days: int = SERVER_DAYS) -> ServerCertificate:
         """A new server key and certificate from the same authority, so that no site has to do anything.
 
+        The former pair is not asked for, so ``Authority(folder).renew`` mends one that is lost or damaged.
+
         Guarantees:
           - After a crash at any instant key and certificate agree once the folder was opened again.
+          - Of two renewals at once the second waits for the first.
 
         Raises:
           PrivacyError: ca.key is missing, damaged, or of another authority; or the authority has expired.
           OutputError: the folder cannot be written.
+          InputError: another process has been renewing for long.
         """
+        check_private(self.folder)
         issuer, issuer_key = self._issuer()
         if issuer.not_valid_after_utc <= _now():
             raise PrivacyError(
                 f"the authority {self.ca_file} has expired", hint="make a new operator's folder; every site must get it"
             )
         fresh = ec.generate_private_key(ec.SECP384R1())
-        self._next_key.unlink(missing_ok=True)
-        write_new(self._next_key, _pem(fresh))
-        rewrite(self.certificate_file, _server_certificate(fresh, names, issuer, issuer_key, days=days))
-        self._settle()
-        return self.certificate()
+        with self._locked(fcntl.LOCK_EX):
+            with contextlib.suppress(PrivacyError):  # of a former renewal, as far as it can be mended
+                self._settle()
+            self._next_key.unlink(missing_ok=True)
+            write_new(self._next_key, _pem(fresh))
+            rewrite(self.certificate_file, _server_certificate(fresh, names, issuer, issuer_key, days=days))
+            self._settle()
+            return self.certificate()
+
+    @contextlib.contextmanager
+    def _locked(self, kind: int) -> Iterator[None]:
+        try:
+            descriptor = os.open(self.folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except OSError as error:
+            raise PrivacyError(f"cannot read {self.folder}: {error.strerror}", hint=RESTORE) from None
+        try:
+            self._lock(descriptor, kind)
+            yield
+        finally:
+            os.close(descriptor)
+
+    def _lock(self, descriptor: int, kind: int) -> None:
+        end = time.monotonic() + LOCK_S
+        while True:
+            with contextlib.suppress(BlockingIOError):
+                return fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
+            if time.monotonic() >= end:
+                raise InputError(f"another process has {self.folder} locked", hint="let `fedward-server renew` end")
+            time.sleep(PAUSE_S)
 
     @property
     def _next_key(self) -> Path:

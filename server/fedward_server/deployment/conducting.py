@@ -96,6 +96,11 @@ class Conducting:
         return self._life is not None
 
     @property
+    def flower_run(self) -> int | None:
+        """The Flower run that was begun for it and is not over."""
+        return self._flower_run
+
+    @property
     def awaited(self) -> int | None:
         """The Flower run whose task is awaited."""
         return None if self._life else self._flower_run

@@ -43,6 +43,8 @@ __all__ = ["LiveSites", "StatusKeeper", "conduct", "main"]
 
 LOG = logging.getLogger("fedward.conductor")
 WANTED_S = 1.0  # between two looks at what a person wants
+NUMBER_BYTES = 4  # float32
+SLACK, AROUND_BYTES = 1.1, 64 << 10  # an update is as large as the adapter, and has a header and Flower's records
 
 
 class LiveSites(Mapping[int, EnrolledSite]):
@@ -171,21 +173,28 @@ def conduct(folder: OperatorFolder, run: RunFolder, order: Order) -> Ending:
 
     Guarantees:
       - A run goes on from its last finished round, under the same plan ids, whatever ended the conductor before.
-      - The error that ended it, where it is not ours, is never written as text.
+      - The error that ended it is in status.json; where it is not ours, it is never written as text.
     """
     stopping = _Stopping(run)
     signal.signal(signal.SIGTERM, lambda *_: stopping.asked.set())
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C is the supervisor's
     try:
-        bundle = run.load_bundle()
-        start = _start(run, bundle)
+        return _conduct(folder, run, order, stopping)
     except FedwardError as error:
-        StatusKeeper(run, rounds=0, finished=0).end(RunState.FAILED, reason=str(error), hint=error.hint)
+        status = run.read_status()
+        keeper = StatusKeeper(run, rounds=status.rounds, finished=status.round)
+        keeper.end(RunState.FAILED, reason=str(error), hint=error.hint)
         return Ending.UNUSABLE
+
+
+def _conduct(folder: OperatorFolder, run: RunFolder, order: Order, stopping: _Stopping) -> Ending:
+    bundle = run.load_bundle()
+    start = _start(run, bundle)
     status = StatusKeeper(run, rounds=bundle.config.total_rounds, finished=start.state.finished)
     sites = LiveSites(folder, told=status.connected)
     upstream = Upstream.of(folder, port=order.port)
-    stopping.grid = grid = TaskGrid(upstream, order.token, stopping=stopping, seen=sites.seen)
+    most = int(SLACK * NUMBER_BYTES * bundle.spec.size) + AROUND_BYTES
+    stopping.grid = grid = TaskGrid(upstream, order.token, stopping=stopping, seen=sites.seen, most_bytes=most)
     with closing(evaluator_of(run, bundle.config, base=folder.root, stopping=stopping)) as evaluator:
         coordinator = Coordinator(
             bundle=bundle,

@@ -39,6 +39,7 @@ __all__ = ["Desk", "main", "spawn_conductor"]
 LOG = logging.getLogger("fedward.desk")
 TICK_S = 0.5
 SITES_S = 2.0
+SWEEP_S = 60.0
 END_S = 8.0  # for conductors to end, when the desk is told to
 
 
@@ -82,8 +83,7 @@ class Desk:
         self.runs: dict[str, Conducting] = {}
         self._folder, self._control, self._tasks = folder, control, tasks
         self._spawn, self._restarts, self._clock = spawn, restarts, clock
-        self._sites_due = clock()
-        self._swept = False
+        self._sites_due = self._sweep_due = clock()
 
     def tick(self) -> None:
         """Make Flower agree with the folder, as far as it can be done now."""
@@ -109,11 +109,14 @@ class Desk:
             conducting.kill()
 
     def _sweep(self) -> None:
-        # what a former desk left: its conductors died with it, so nobody drives these any more
-        if not self._swept:
-            for flower_run in self._control.unfinished_runs():
-                self._control.stop_run(flower_run)
-            self._swept = True
+        # what a former desk left, whose conductors died with it, and what was begun in a call that nobody heard the end
+        # of: nobody drives these
+        if self._clock() < self._sweep_due:
+            return
+        driven = {conducting.flower_run for conducting in self.runs.values()}
+        for flower_run in self._control.unfinished_runs() - driven:
+            self._control.stop_run(flower_run)
+        self._sweep_due = self._clock() + SWEEP_S
 
     def _sites(self) -> None:
         if self._clock() >= self._sites_due:
@@ -212,6 +215,8 @@ def _run(folder: OperatorFolder, port: int, metrics: int, ending: threading.Even
             stack.callback(serve_metrics(socket.socket(fileno=metrics), sources))
         while not ending.is_set():
             desk.tick()
+            with suppress(OSError):
+                folder.desk_beat.touch(mode=0o600)
             ending.wait(TICK_S)
 
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import itertools
 import zipfile
 from collections.abc import Callable
 from contextlib import suppress
@@ -180,9 +181,15 @@ class Control:
             call(self._client.StopRun, StopRunRequest(run_id=flower_run))
 
     def unfinished_runs(self) -> set[int]:
-        """Flower runs that are not over, among the newest hundred."""
-        answer = call(self._client.ListRuns, ListRunsRequest(limit=_PAGE))
-        return {int(key) for key, run in answer.run_dict.items() if run.status.status in _UNFINISHED}
+        """Flower runs that are not over; the SuperLink forgets what the others left behind."""
+        found: dict[int, bool] = {}
+        for skip in itertools.count(step=_PAGE):
+            runs = call(self._client.ListRuns, ListRunsRequest(limit=_PAGE, skip=skip)).run_dict
+            fresh = {int(key): run.status.status in _UNFINISHED for key, run in runs.items() if int(key) not in found}
+            found |= fresh
+            if len(runs) < _PAGE or not fresh:
+                break
+        return {key for key, unfinished in found.items() if unfinished}
 
     def close(self) -> None:
         """Close the connection."""

@@ -35,7 +35,7 @@ from typing import TYPE_CHECKING, Any, Self
 from fedward_common.errors import BadSignature, InputError, OutputError
 from fedward_common.files import check_private, make_private_folder, read_json, rewrite, sync_folder, write_new
 from fedward_server.deployment.server_file import DEFAULT_HOST, DEFAULT_PORT, ServerFile, template
-from fedward_server.deployment.versions import read_versions
+from fedward_server.gateway.versions import read_versions
 
 if TYPE_CHECKING:
     from fedward_common.enrolment import Enrolment
@@ -155,6 +155,11 @@ class OperatorFolder:
     def sites_file(self) -> Path:
         """What the desk knows of the sites: connected, last seen, node id."""
         return self.state / "sites.json"
+
+    @property
+    def desk_beat(self) -> Path:
+        """The desk's sign of life: an empty file that it touches in every turn."""
+        return self.state / "desk.beat"
 
     @property
     def logs(self) -> Path:

@@ -29,6 +29,7 @@ from prometheus_client.registry import Collector
 
 from fedward_common.errors import FedwardError
 from fedward_common.files import read_json
+from fedward_server.deployment.authority import Authority
 from fedward_server.deployment.conducting import Conducting
 from fedward_server.deployment.folder import OperatorFolder
 from fedward_server.deployment.roster import Roster
@@ -125,7 +126,7 @@ class _Numbers(Collector):
 
     def _certificate(self) -> float | None:
         try:
-            until = self._sources.folder.authority().certificate().not_after
+            until = Authority(self._sources.folder.keys).certificate().not_after  # without a look at any secret
         except FedwardError:
             return None
         return (until - datetime.now(UTC)).total_seconds()

@@ -14,15 +14,13 @@ from __future__ import annotations
 import ipaddress
 import json
 import re
-import tomllib
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Self
 
-from pydantic import AfterValidator, Field, StrictFloat, StrictInt, ValidationError, model_validator
+from pydantic import AfterValidator, Field, StrictFloat, StrictInt, model_validator
 
-from fedward_common.errors import ConfigError
-from fedward_common.strict import Section, explain
+from fedward_common.strict import Section, parse, read_text
 
 __all__ = [
     "DEFAULT_HOST",
@@ -163,13 +161,7 @@ class ServerFile(Section):
         Raises:
           ConfigError: it cannot be read, or a key or value is wrong; with the dotted path.
         """
-        try:
-            text = path.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            reason = error.strerror if isinstance(error, OSError) else "not UTF-8"
-            raise ConfigError(
-                f"cannot read server file {path}: {reason}", hint="`fedward-server init DIR` writes one"
-            ) from None
+        text = read_text(path, what="server file", hint="`fedward-server init DIR` writes one")
         return cls.from_toml(text, source=path.name)
 
     @classmethod
@@ -183,14 +175,7 @@ class ServerFile(Section):
         Raises:
           ConfigError: with the dotted path of the first wrong key or value, or of all that are missing.
         """
-        try:
-            table = tomllib.loads(text)
-        except ValueError as error:  # TOMLDecodeError, or an integer of thousands of digits
-            raise ConfigError(f"{source} is not TOML: {error}", hint="docs/server-file.md has an example") from None
-        try:
-            return cls.model_validate(table)
-        except ValidationError as error:
-            raise explain(error, source=source, model=cls, docs=DOCS) from None
+        return parse(cls, text, source=source, docs=DOCS, example="docs/server-file.md has an example")
 
 
 def template(name: str, *, names: tuple[str, ...], host: str = DEFAULT_HOST, port: int = DEFAULT_PORT) -> str:

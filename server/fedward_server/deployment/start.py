@@ -12,11 +12,10 @@ import os
 import socket
 import subprocess
 import sys
-import time
-from contextlib import ExitStack, suppress
+from collections.abc import Callable
+from contextlib import ExitStack
 from datetime import UTC, datetime
 from functools import partial
-from pathlib import Path
 
 from fedward_common.errors import InputError, PrivacyError
 from fedward_common.files import make_private_folder
@@ -25,14 +24,17 @@ from fedward_common.machine.life import Child
 from fedward_common.machine.namespaces import Network, bring_up_loopback, leave_network
 from fedward_common.machine.processes import Supervisor
 from fedward_server.deployment.folder import OperatorFolder
+from fedward_server.deployment.probes import Changed, Knock, Missed, Renewed, Silent, first_of
 from fedward_server.deployment.server_file import Namespace, ServerFile
 from fedward_server.deployment.superlink import HOST, Upstream, flower_environment, healthy, superlink_arguments
 
 __all__ = ["children", "listen", "start"]
 
 READY_S = 90.0
+SILENCE_S = 180.0  # of the desk: all its calls of a SuperLink that hangs take less
 GRACE_S = 12.0  # of the desk: it ends its conductors first
 PACKAGE = "fedward_server.deployment"
+_GATEWAY = (sys.executable, "-P", "-m", "fedward_server.gateway")
 
 
 def start(folder: OperatorFolder, *, verbose: bool) -> int:
@@ -58,6 +60,7 @@ def start(folder: OperatorFolder, *, verbose: bool) -> int:
     with folder.hold(), ExitStack() as stack:
         _check_certificate(folder)
         public = stack.enter_context(listen(server.gateway.host, server.gateway.port, key="gateway.port"))
+        knock = stack.enter_context(Knock(server.gateway.host, server.gateway.port))
         metrics = None
         if server.metrics.port:
             metrics = stack.enter_context(listen(server.metrics.host, server.metrics.port, key="metrics.port"))
@@ -67,7 +70,7 @@ def start(folder: OperatorFolder, *, verbose: bool) -> int:
             make_private_folder(path)
         if verbose:
             print(f"logs: {folder.logs}; processes: {folder.processes_file}", flush=True)
-        made = children(folder, server, public=public, metrics=metrics)
+        made = children(folder, server, public=public, metrics=metrics, knock=knock)
         ended = Supervisor(made, status=folder.processes_file).run()
     if ended.child is not None:
         print(f"error: {ended.child} ended with code {ended.code}", file=sys.stderr)
@@ -101,9 +104,19 @@ def listen(host: str, port: int, *, key: str) -> socket.socket:
 
 
 def children(
-    folder: OperatorFolder, server: ServerFile, *, public: socket.socket, metrics: socket.socket | None
+    folder: OperatorFolder,
+    server: ServerFile,
+    *,
+    public: socket.socket,
+    metrics: socket.socket | None,
+    knock: Callable[[], bool],
 ) -> list[Child]:
-    """SuperLink, desk and gateway, in the order of their start."""
+    """SuperLink, desk and gateway, in the order of their start; ``knock`` is whether the gateway answers.
+
+    Guarantees:
+      - A child that lives and does nothing is started again.
+      - None is started again because of another one's trouble, nor because the clock was set.
+    """
     port = server.superlink.port
     environment = {**os.environ, **flower_environment(folder)}
     upstream = Upstream.of(folder, port=port)
@@ -116,7 +129,7 @@ def children(
         log=folder.logs / "superlink.log",
         ready=partial(healthy, upstream),
         ready_limit_s=READY_S,
-        watch=_Renewed(folder),
+        watch=first_of(Renewed(folder.authority()), Missed(partial(healthy, upstream))),
     )
     desk = Child(
         name="desk",
@@ -125,42 +138,25 @@ def children(
         pass_fds=counted,
         log=folder.logs / "desk.log",
         # the gateway follows once every enrolled site is registered: Flower refuses a node that it does not know yet
-        ready=partial(_written_since, folder.sites_file, time.time()),
+        ready=Changed(folder.sites_file),
         ready_limit_s=READY_S,
+        # not the file of the sites: that is not written while the SuperLink is away, and conductors die with the desk
+        watch=Silent(folder.desk_beat, limit_s=SILENCE_S),
         grace_s=GRACE_S,
     )
     gateway = Child(
         name="gateway",
-        argv=(*_module("gateway"), str(folder.root), "--fd", str(public.fileno()), "--upstream", f"{HOST}:{port}"),
+        argv=(*_GATEWAY, str(folder.root), "--fd", str(public.fileno()), "--upstream", f"{HOST}:{port}"),
         pass_fds=(public.fileno(),),
         log=folder.logs / "gateway.log",
         ready=_Announced(server, public),
+        watch=Missed(knock),
     )
     return [superlink, desk, gateway]
 
 
-def _written_since(path: Path, moment: float) -> bool:
-    return path.exists() and path.stat().st_mtime >= moment
-
-
 def _module(name: str) -> tuple[str, ...]:
     return (sys.executable, "-P", "-m", f"{PACKAGE}.{name}")
-
-
-class _Renewed:
-    """The SuperLink reads its certificate when it starts, so a renewed one asks for a restart; runs outlive that."""
-
-    def __init__(self, folder: OperatorFolder) -> None:
-        self._path = folder.authority().certificate_file
-        self._known = self._path.stat().st_mtime_ns
-
-    def __call__(self) -> str | None:
-        with suppress(OSError):
-            now = self._path.stat().st_mtime_ns
-            if now != self._known:
-                self._known = now
-                return "the certificate was renewed"
-        return None
 
 
 class _Announced:

@@ -58,6 +58,18 @@ def _federation() -> Table:
     return measure()
 
 
+def _cohort() -> Table:
+    from fedward_simulations.bench.cohort import measure
+
+    return measure()
+
+
+def _ray() -> Table:
+    from fedward_simulations.bench.ray import measure
+
+    return measure()
+
+
 WITHOUT_FILES: dict[str, Callable[[], Table]] = {
     "step": _step,
     "overhead": _overhead,
@@ -67,6 +79,8 @@ WITHOUT_FILES: dict[str, Callable[[], Table]] = {
     "books": _books,
     "transfer": _transfer,
     "federation": _federation,
+    "ray": _ray,
+    "cohort": _cohort,
 }
 
 

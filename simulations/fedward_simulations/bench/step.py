@@ -24,7 +24,7 @@ from fedward_common.privacy.randomness import SeededRandom
 from fedward_common.round import Training
 from fedward_simulations.bench.table import Table, middle
 
-__all__ = ["measure"]
+__all__ = ["measure", "one_thread"]
 
 RECORDS, TOKENS, CLASSES, RATE = 32, 32, 21, 0.1
 STEPS = 4  # of a round: as many batches as a site of the demo has
@@ -41,7 +41,7 @@ def measure(*, pairs: int = 11, model: ModelConfig | None = None) -> Table:
     """
     private, plain = _rounds(model or ModelConfig(max_tokens=TOKENS))
     took = []
-    with _one_thread():
+    with one_thread():
         for number in range(pairs + 1):
             order = (private, plain) if number % 2 else (plain, private)  # neither always finds the caches warm
             seconds = {work: _cpu_seconds(work) / STEPS for work in order}
@@ -105,7 +105,8 @@ def _cpu_seconds(work: Callable[[], object]) -> float:
 
 
 @contextmanager
-def _one_thread() -> Iterator[None]:
+def one_thread() -> Iterator[None]:
+    """Torch computes in one thread while this is open."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

@@ -7,6 +7,7 @@ message is one request each way, however large, because Flower stores our bytes 
 from __future__ import annotations
 
 import os
+import re
 import secrets
 import shutil
 import signal
@@ -35,6 +36,7 @@ __all__ = ["measure"]
 
 MB = 1_000_000
 BODY_LIMIT = 256 << 20
+MOST = 1 << 31  # at the gateway, where it is a site's budget of bytes as well
 START_S = 60.0
 HOST = "localhost"
 
@@ -148,7 +150,7 @@ def _operator(root: Path) -> OperatorFolder:
 
     folder = OperatorFolder.create(root, name="bench", names=(HOST, "127.0.0.1"))
     text = folder.server_file.read_text(encoding="utf-8")
-    folder.server_file.write_text(text.replace("max_body_bytes = 33_554_432", f"max_body_bytes = {BODY_LIMIT}"))
+    folder.server_file.write_text(re.sub(r"max_body_bytes = [\d_]+", f"max_body_bytes = {MOST}", text))
     return folder
 
 
@@ -227,7 +229,7 @@ def _free_port() -> int:
 
 @contextmanager
 def _gateway(folder: OperatorFolder, upstream: int) -> Iterator[int]:
-    module = "fedward_server.deployment.gateway"
+    module = "fedward_server.gateway"
     with socket.create_server(("127.0.0.1", 0)) as public:
         port = int(public.getsockname()[1])
         command = (sys.executable, "-m", module, str(folder.root), "--fd", str(public.fileno()))

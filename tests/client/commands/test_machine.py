@@ -8,16 +8,19 @@ import pytest
 
 import fedward_client.commands.machine as module
 from fedward_client.commands.machine import weaknesses
-from fedward_common.machine.landlock import landlock_abi
+from fedward_client.courier.status import Wall
+from support.kernels import walls_here
 
 MODULE_NAMESPACES = Path("/proc/self/ns/net")
-_really_cut_off = module._cut_off
+ALL = set(Wall)
+_really_cut_off, _really_walls = module._cut_off, module._walls
 
 
 @pytest.fixture(autouse=True)
 def probe(monkeypatch: pytest.MonkeyPatch) -> None:
     """Told, not tried: a process for each test would take long."""
     monkeypatch.setattr(module, "_cut_off", lambda: (True, True))
+    monkeypatch.setattr(module, "_walls", lambda: ALL)
 
 
 def names(folder: Path, data: Path) -> set[str]:
@@ -69,26 +72,52 @@ def test_a_probe_that_fails_counts_as_not_cut_off(monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.parametrize(
-    ("abi", "said"),
+    ("abi", "walls", "said"),
     [
-        (0, "no Landlock: a courier of the same account that was taken over can read data and keys"),
-        (3, "knows no ports"),
-        (5, "knows no signals"),
-        (6, None),
-        (7, None),
+        (0, {Wall.SECCOMP}, "no Landlock: a courier of the same account that was taken over can read data and keys"),
+        (0, {Wall.VIEW}, "no Landlock: a courier of the same account that was taken over can connect to any server"),
+        (3, ALL, "knows no ports"),
+        (5, ALL, "knows no signals"),
+        (6, ALL, None),
+        (7, {Wall.LANDLOCK, Wall.SECCOMP}, None),
+        (7, {Wall.LANDLOCK, Wall.VIEW}, "by MPTCP"),
     ],
 )
 def test_what_landlock_does_not_do_here_is_named(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, abi: int, said: str | None
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, abi: int, walls: set[Wall], said: str | None
 ) -> None:
     monkeypatch.setattr(module, "landlock_abi", lambda: abi)
+    monkeypatch.setattr(module, "_walls", lambda: walls)
     found = {weakness.name: weakness.text for weakness in weaknesses(tmp_path, tmp_path / "data.csv")}
     assert ("courier" in found) is (said is not None)
     assert (said or "") in found.get("courier", "")
 
 
-def test_this_kernel_is_asked(tmp_path: Path) -> None:
-    assert ("courier" in names(tmp_path, tmp_path / "data.csv")) is (landlock_abi() < 6)
+@pytest.mark.parametrize(
+    ("walls", "said"),
+    [
+        (ALL, {}),
+        ({Wall.VIEW}, {}),
+        ({Wall.SECCOMP, Wall.LANDLOCK}, {"courier_sockets": "sockets of its other programs (tmux, systemd --user,"}),
+        ({Wall.LANDLOCK}, {"courier_sockets": "have these read data and keys", "courier_modes": "(chmod)"}),
+    ],
+)
+def test_what_another_program_or_chmod_would_do_for_a_courier_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, walls: set[Wall], said: dict[str, str]
+) -> None:
+    monkeypatch.setattr(module, "_walls", lambda: walls)
+    found = {weakness.name: weakness.text for weakness in weaknesses(tmp_path, tmp_path / "data.csv")}
+    assert said.keys() == {"courier_sockets", "courier_modes"} & found.keys()
+    assert all(text in found[name] for name, text in said.items())
+
+
+def test_the_walls_are_tried_in_a_process_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = MODULE_NAMESPACES.readlink()
+    assert _really_walls() == set(walls_here())
+    assert MODULE_NAMESPACES.readlink() == before
+    for program in ("import sys; sys.exit(1)", "print()", "raise OSError"):
+        monkeypatch.setattr(module, "PROBE_WALLS", program)
+        assert _really_walls() == set()
 
 
 @pytest.mark.parametrize(

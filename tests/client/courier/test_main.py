@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -20,9 +21,12 @@ import pytest
 from fedward_client.courier.faults import State
 from fedward_client.courier.folder import CourierFile, CourierFolder
 from fedward_client.courier.status import Status
+from fedward_client.door.credentials import publish
+from fedward_client.trainer.service import TrainerServer
 from fedward_common.machine.landlock import landlock_abi
 from fedward_common.wire import pack, unpack
 from support.fleet_api import Authority, FleetApi, Handler, status
+from support.kernels import walls_here
 from support.trainer import Served, serving, short_folder
 
 pytestmark = pytest.mark.slow
@@ -91,7 +95,7 @@ def test_a_life(site: Site, api: FleetApi) -> None:
         until(lambda: asked in api.replies())
         assert unpack(api.replies()[asked].content) == b"SIGNED PLAN"
         told = site.state(State.CONNECTED)
-        assert (told.pid, told.server, told.confined) == (process.pid, api.address, landlock_abi() > 0)
+        assert (told.pid, told.server, told.confined) == (process.pid, api.address, walls_here())
         assert CourierFolder.deafness(site.folder.path) is None
         assert resident_mb(process.pid) < 150
         assert ended(process) == 0
@@ -102,6 +106,36 @@ def test_a_life(site: Site, api: FleetApi) -> None:
     assert written is not None
     assert written.state is State.STOPPED
     assert {line["process"] for line in site.log()} == {"courier"}
+
+
+def test_a_trainer_that_starts_again_is_found_at_its_new_socket(site: Site, api: FleetApi) -> None:
+    """In its own view of files the courier has the Door's folder, and not the socket that was there first."""
+    served = site.served
+    with site.courier():
+        site.state(State.CONNECTED)
+        first = served.place.socket.stat().st_ino
+        served.server.close()
+        served.place.socket.unlink(missing_ok=True)
+        (served.place.folder / "other").touch()  # so that the new socket gets another number
+        served.server = TrainerServer(served.place, served.pair.trainer, max_update_bytes=2**27, beat_s=0.1)
+        served.server.open(served.turns)
+        assert served.place.socket.stat().st_ino != first
+        asked = api.send(pack(b"signed plan"))
+        until(lambda: asked in api.replies())
+        assert unpack(api.replies()[asked].content) == b"SIGNED PLAN"
+
+
+def test_a_courier_whose_doors_folder_is_gone_ends_so_that_the_next_one_sees_the_new(site: Site) -> None:
+    publish(site.served.pair.courier, site.served.place)
+    process = subprocess.Popen([sys.executable, "-P", "-m", MODULE, str(site.folder.path)], env=DAYLIGHT)
+    try:
+        site.state(State.CONNECTED)
+        shutil.rmtree(site.served.place.folder)
+        assert process.wait(10) == 1
+    finally:
+        process.kill()
+        process.wait()
+    assert "the Door's folder is another one now" in site.folder.log_path.read_text()
 
 
 def test_one_folder_has_one_courier_and_after_kill_it_is_back_without_activation(site: Site, api: FleetApi) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -7,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from fedward_client.courier.faults import Away, NotEnrolled, Pauses, State
-from fedward_client.courier.status import SILENT_S, STUCK_S, Board, Status, deaf
+from fedward_client.courier.status import SILENT_S, STUCK_S, Board, Status, Wall, deaf
 
 FIRST = Status(server="s:1", version="1", pid=1, since=5.0, alive_at=100.0, contact_at=100.0)
 AWAY = Away("no answer", hint="wait")
@@ -38,6 +39,14 @@ def written(tmp_path: Path) -> Status:
 
 def test_a_status_survives_its_file() -> None:
     assert Status.from_json(FIRST.to_json()) == FIRST
+    held = replace(FIRST, confined=(Wall.VIEW, Wall.SECCOMP))
+    assert Status.from_json(held.to_json()) == held
+    assert '"confined": [\n  "view",\n  "seccomp"\n ]' in held.to_json()
+
+
+@pytest.mark.parametrize("value", [True, 7, ["moat"], [["view"]], "view"])
+def test_walls_that_nobody_knows_are_no_status(value: object) -> None:
+    assert Status.from_json(json.dumps({**json.loads(FIRST.to_json()), "confined": value})) is None
 
 
 @pytest.mark.parametrize("text", ["", "{}", "[]", "null", '{"schema": 2}', '{"schema": 1, "state": "happy"}', "\x00"])

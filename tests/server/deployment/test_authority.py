@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import datetime
+import fcntl
 import os
 import shutil
 import socket
@@ -8,15 +9,15 @@ import ssl
 import stat
 import subprocess
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from fedward_common.errors import FedwardError, OutputError, PrivacyError
-from fedward_common.files import write_new
+from fedward_common.errors import FedwardError, InputError, OutputError, PrivacyError
+from fedward_common.files import rewrite, write_new
 from fedward_server.deployment import authority
 from fedward_server.deployment.authority import Authority, create_authority
 
@@ -260,6 +261,71 @@ def test_after_a_crash_at_any_instant_key_and_certificate_agree(
     assert handshake(Authority.open(keys.folder)) == "TLSv1.3"
     assert not (keys.folder / "server.key.next").exists()
     assert Authority.open(keys.folder).renew(NAMES).days_left() > 390
+
+
+def test_a_renewal_that_is_at_work_is_never_disturbed(keys: Authority, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A metrics scrape, a status and a conductor look at the keys in the middle of it; they wait."""
+    seen: list[str] = []
+    real, readers = rewrite, list[threading.Thread]()
+
+    def look() -> None:
+        Authority.open(keys.folder)
+        seen.append("opened")
+
+    def slow(path: Path, content: bytes) -> None:
+        readers.append(threading.Thread(target=look))
+        readers[0].start()
+        readers[0].join(0.2)
+        seen.append("written")
+        real(path, content)
+
+    monkeypatch.setattr(authority, "rewrite", slow)
+    keys.renew(NAMES)
+    readers[0].join()
+    assert seen == ["written", "opened"]
+    assert handshake(Authority.open(keys.folder)) == "TLSv1.3"
+
+
+def test_of_two_renewals_at_once_the_second_waits_for_the_first(keys: Authority) -> None:
+    failed: list[BaseException] = []
+
+    def again(work: Callable[[], object]) -> None:
+        try:
+            for _ in range(10):
+                work()
+        except BaseException as error:
+            failed.append(error)
+
+    work = [lambda: keys.renew(NAMES), lambda: keys.renew(NAMES), lambda: Authority.open(keys.folder)]
+    threads = [threading.Thread(target=again, args=(each,)) for each in work]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failed
+    assert handshake(Authority.open(keys.folder)) == "TLSv1.3"
+
+
+def test_who_waits_for_a_renewal_waits_not_for_ever(keys: Authority, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(authority, "LOCK_S", 0.1)
+    with keys._locked(fcntl.LOCK_EX), pytest.raises(InputError, match="locked"):
+        Authority.open(keys.folder)
+
+
+@pytest.mark.parametrize("name", ["server.key", "server.pem", "server.key.next"])
+def test_renew_mends_a_server_pair_that_is_lost_or_damaged(keys: Authority, name: str) -> None:
+    path = keys.folder / name
+    for harm in (path.unlink, lambda: path.write_bytes(b"damaged")):
+        path.touch(mode=0o600)
+        harm()
+        Authority(keys.folder).renew(NAMES)
+        assert handshake(Authority.open(keys.folder)) == "TLSv1.3"
+
+
+def test_renew_itself_refuses_an_open_folder(keys: Authority) -> None:
+    keys.folder.chmod(0o750)
+    with pytest.raises(PrivacyError, match="is open to other accounts"):
+        keys.renew(NAMES)
 
 
 def test_a_server_certificate_never_outlives_its_authority(keys: Authority) -> None:

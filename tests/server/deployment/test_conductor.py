@@ -10,7 +10,7 @@ import pytest
 from flwr.app import Context, RecordDict
 
 import fedward_server.deployment.conductor as module
-from fedward_common.errors import InputError, RunStopped
+from fedward_common.errors import InputError, PrivacyError, RunStopped
 from fedward_common.machine.logs import json_logging, restored
 from fedward_server.checkpoint import Checkpoints
 from fedward_server.deployment.authority import Authority
@@ -19,6 +19,7 @@ from fedward_server.deployment.flower import FlowerRefused, node_key_pem
 from fedward_server.deployment.folder import OperatorFolder
 from fedward_server.deployment.outcome import Ending, Order
 from fedward_server.deployment.runs import RunFolder, RunState
+from fedward_server.deployment.superlink import Upstream
 from fedward_server.loop import Coordinator
 from fedward_server.state import State
 from support.coordinating import OPERATOR, FakeGrid, bundle_of, honest
@@ -33,10 +34,10 @@ class Grid(FakeGrid):
 
     made: list[Grid]
 
-    def __init__(self, upstream: object, token: str, *, stopping: Any, seen: Any) -> None:
+    def __init__(self, upstream: object, token: str, *, stopping: Any, seen: Any, most_bytes: int) -> None:
         super().__init__({1000 + number: honest(signing_key(number)) for number in (1, 2)})
         self.lost, self.outcomes = False, []  # type: ignore[var-annotated]
-        self._stopping, self._seen = stopping, seen
+        self._stopping, self._seen, self.most_bytes = stopping, seen, most_bytes
         type(self).made.append(self)
 
     def begin(self) -> Context:
@@ -141,6 +142,34 @@ def test_a_damaged_bundle_is_no_reason_to_try_again(folder: OperatorFolder, run:
     assert go(folder, run) is Ending.UNUSABLE
     status = run.read_status()
     assert (status.state, bool(status.reason), bool(status.hint)) == (RunState.FAILED, True, True)
+
+
+@pytest.mark.parametrize("late", ["evaluator_of", "LiveSites", "Upstream"])
+def test_the_error_that_ended_it_is_in_the_status_also_where_the_run_was_under_way(
+    folder: OperatorFolder, run: RunFolder, monkeypatch: pytest.MonkeyPatch, late: str
+) -> None:
+    def fails(*_: object, **__: object) -> None:
+        assert run.read_status().state is RunState.RUNNING
+        raise PrivacyError("a key is open to other accounts", hint="chmod 600")
+
+    if late == "Upstream":
+        monkeypatch.setattr(Upstream, "of", fails)
+    else:
+        monkeypatch.setattr(module, late, fails)
+    assert go(folder, run) is Ending.UNUSABLE
+    status = run.read_status()
+    assert (status.state, status.reason, status.hint) == (
+        RunState.FAILED,
+        "a key is open to other accounts",
+        "chmod 600",
+    )
+    assert status.rounds == 4
+
+
+def test_an_answer_may_be_as_large_as_the_adapter_and_little_more(folder: OperatorFolder, run: RunFolder) -> None:
+    go(folder, run)
+    adapter = 4 * run.load_bundle().spec.size
+    assert adapter + 60_000 < Grid.made[0].most_bytes < 1.2 * adapter + 70_000
 
 
 def test_a_checkpoint_of_another_run_is_refused(folder: OperatorFolder, run: RunFolder) -> None:

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import sys
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -73,12 +75,14 @@ class Bench:
         self.desk = self.fresh()
 
     def fresh(self) -> Desk:
+        self.now = 0.0
         return Desk(
             self.folder,
             control=self.control,  # type: ignore[arg-type]
             tasks=self.control,
             spawn=self._spawn,
             restarts=3,
+            clock=lambda: self.now,
         )
 
     def _spawn(self, run: RunFolder, task: Acquired) -> FakeLife:
@@ -109,6 +113,45 @@ def test_a_flower_run_that_nobody_here_began_is_stopped(bench: Bench, tmp_path: 
     bench.desk.tick()
     assert {7, 55} <= set(bench.control.stopped)
     assert [token for _, token in bench.spawned] == ["token-101"]
+
+
+def test_a_flower_run_of_a_call_that_nobody_heard_the_end_of_is_stopped_within_a_minute(
+    bench: Bench, tmp_path: Path
+) -> None:
+    new_run(bench.folder, tmp_path / "bundle")
+    for _ in range(3):
+        bench.desk.tick()
+    ours = bench.desk.runs["small"].flower_run
+    bench.control.runs.add(7)
+    bench.now = module.SWEEP_S - 1
+    bench.desk.tick()
+    assert bench.control.stopped == []
+    bench.now = module.SWEEP_S
+    bench.desk.tick()
+    assert (bench.control.stopped, ours in bench.control.unfinished_runs()) == ([7], True)
+
+
+def test_an_awaited_flower_run_is_not_stopped(bench: Bench, tmp_path: Path) -> None:
+    new_run(bench.folder, tmp_path / "bundle")
+    bench.control.acquire = lambda: None  # type: ignore[method-assign]
+    bench.desk.tick()
+    bench.now = module.SWEEP_S
+    bench.desk._sweep()
+    assert (len(bench.control.runs), bench.control.stopped) == (1, [])
+
+
+def test_the_desk_shows_that_it_lives_also_while_the_superlink_is_away(tmp_path: Path) -> None:
+    folder, ending = new_operator(tmp_path / "op"), threading.Event()
+    desk = threading.Thread(target=module._run, args=(folder, 1, -1, ending))
+    desk.start()
+    try:
+        end = time.monotonic() + 20
+        while not folder.desk_beat.exists() and time.monotonic() < end:
+            time.sleep(0.01)
+        assert folder.desk_beat.exists() and not folder.sites_file.exists()
+    finally:
+        ending.set()
+        desk.join()
 
 
 def test_what_was_wanted_while_it_was_down_is_done_once(bench: Bench, tmp_path: Path) -> None:

@@ -5,10 +5,13 @@ import os
 import socket
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
 from flwr.cli.config_utils import get_fab_metadata
+from flwr.proto.control_pb2 import ListRunsRequest, ListRunsResponse
+from flwr.proto.run_pb2 import Run, RunStatus
 
 from fedward_server.deployment.flower import (
     Acquired,
@@ -91,6 +94,27 @@ def test_every_call_ends_with_away_where_nobody_listens(nobody: Upstream) -> Non
             call()
     control.close()
     tasks.close()
+
+
+@pytest.mark.parametrize("runs", [0, 1, 100, 250])
+def test_flower_runs_that_are_not_over_are_found_however_many_came_later(nobody: Upstream, runs: int) -> None:
+    states = {number: "running" if number in (0, 130) else "finished" for number in range(runs)}
+    asked: list[int] = []
+
+    def page(request: httpx.Request) -> httpx.Response:
+        question = ListRunsRequest.FromString(request.content)
+        asked.append(question.skip)
+        newest_first = sorted(states, reverse=True)[question.skip :][: question.limit]
+        rows = {number: Run(run_id=number, status=RunStatus(status=states[number])) for number in newest_first}
+        return httpx.Response(200, content=ListRunsResponse(run_dict=rows).SerializeToString())
+
+    control = Control(nobody)
+    client: Any = control._client
+    client._client.close()
+    client._client = httpx.Client(transport=httpx.MockTransport(page))
+    assert control.unfinished_runs() == {number for number, state in states.items() if state == "running"}
+    assert len(asked) == runs // 100 + 1
+    control.close()
 
 
 def test_a_token_is_never_shown() -> None:

@@ -222,7 +222,9 @@ def test_commands_at_the_same_time_do_not_enrol_one_key_twice(folder: OperatorFo
 def test_what_the_desk_wrote_is_read_and_garbage_is_nothing(folder: OperatorFolder) -> None:
     assert folder.site_states() == {}
     folder.sites_file.write_text('{"schema": 1, "at": 5, "sites": {"a": {"connected": true}, "b": 3}}')
-    assert folder.site_states() == {"a": {"connected": True}}
+    assert folder.site_states() == {"a": {"connected": True, "version": None}}
+    (folder.state / "versions.json").write_text('{"a": "0.1.0"}')
+    assert folder.site_states() == {"a": {"connected": True, "version": "0.1.0"}}
     for garbage in ("", "[]", '{"sites": 3}', "null"):
         folder.sites_file.write_text(garbage)
         assert folder.site_states() == {}

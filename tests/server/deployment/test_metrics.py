@@ -74,6 +74,11 @@ def test_nothing_there_is_no_error(folder: OperatorFolder) -> None:
     assert "fedward_certificate_expiry_seconds" not in names
 
 
+def test_a_reader_of_numbers_opens_no_secret(folder: OperatorFolder) -> None:
+    folder.authority().server_key.unlink()
+    assert registry(sources(folder)).get_sample_value("fedward_certificate_expiry_seconds")
+
+
 def test_an_inherited_socket_serves_them(folder: OperatorFolder) -> None:
     listener = socket.socket()
     listener.bind(("127.0.0.1", 0))

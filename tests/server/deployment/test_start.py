@@ -3,6 +3,7 @@ from __future__ import annotations
 import os
 import re
 import socket
+import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,6 +13,8 @@ import pytest
 
 import fedward_server.deployment.start as module
 from fedward_common.errors import InputError, PrivacyError
+from fedward_common.files import rewrite_json
+from fedward_common.machine.life import Child
 from fedward_common.machine.processes import Ended
 from fedward_server.deployment.authority import Authority
 from fedward_server.deployment.folder import OperatorFolder
@@ -114,7 +117,7 @@ def test_the_gateway_is_ready_once_it_listens_and_that_is_said_once(
 ) -> None:
     server = folder.load_server()
     with listen("127.0.0.1", server.gateway.port, key="gateway.port") as public:
-        ready = children(folder, server, public=public, metrics=None)[2].ready
+        ready = children(folder, server, public=public, metrics=None, knock=lambda: True)[2].ready
         assert ready is not None
         assert not ready()
         public.listen()
@@ -125,17 +128,57 @@ def test_the_gateway_is_ready_once_it_listens_and_that_is_said_once(
 
 
 def test_the_gateway_waits_until_sites_are_registered(folder: OperatorFolder) -> None:
-    server = folder.load_server()
-    folder.sites_file.write_text("{}")
-    old = datetime.now(UTC).timestamp() - 60
-    os.utime(folder.sites_file, (old, old))
-    with listen("127.0.0.1", server.gateway.port, key="gateway.port") as public:
-        ready = children(folder, server, public=public, metrics=None)[1].ready
+    rewrite_json(folder.sites_file, {"of": "a former start, by a clock that was ahead"})
+    ahead = datetime.now(UTC).timestamp() + 3600
+    os.utime(folder.sites_file, (ahead, ahead))
+    ready = made(folder)[1].ready
     assert ready is not None
     assert not ready()
-    folder.sites_file.write_text("{}")
-    os.utime(folder.sites_file)
+    rewrite_json(folder.sites_file, {})
     assert ready()
+
+
+def made(folder: OperatorFolder, *, answers: bool = True) -> list[Child]:
+    server = folder.load_server()
+    with listen("127.0.0.1", server.gateway.port, key="gateway.port") as public:
+        return children(folder, server, public=public, metrics=None, knock=lambda: answers)
+
+
+def looked(child: Child, times: int = 3) -> str | None:
+    """What its watch says in the end."""
+    assert child.watch is not None
+    return [child.watch() for _ in range(times)][-1]
+
+
+def test_a_child_that_lives_and_does_nothing_is_started_again(
+    folder: OperatorFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "SILENCE_S", 0.01)
+    superlink, desk, gateway = made(folder, answers=False)  # nobody listens where the SuperLink should
+    assert looked(superlink, 2) is None
+    assert "did not answer" in str(looked(superlink, 1))
+    assert "did not answer" in str(looked(gateway))
+    time.sleep(0.02)
+    assert "no sign of life" in str(looked(desk, 1))
+
+
+def test_none_is_started_again_because_of_another_ones_trouble_nor_because_the_clock_was_set(
+    folder: OperatorFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "healthy", lambda _: True)
+    folder.sites_file.unlink(missing_ok=True)  # as while the SuperLink is away
+    folder.desk_beat.touch()
+    os.utime(folder.desk_beat, (0, 0))
+    assert [looked(child, 6) for child in made(folder)] == [None, None, None]
+
+
+def test_the_superlink_takes_a_renewed_certificate(folder: OperatorFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "healthy", lambda _: True)
+    superlink = made(folder)[0]
+    assert looked(superlink) is None
+    folder.authority().renew(("fed.example.org",))
+    assert looked(superlink, 1) == "the certificate was renewed"
+    assert looked(superlink) is None
 
 
 def test_an_unknown_address_is_named() -> None:

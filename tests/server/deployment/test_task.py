@@ -164,6 +164,29 @@ def test_an_answer_that_was_begun_and_not_ended_holds_nobody_up(bench: Bench, mo
     assert bench.paths.count("pull-object") == 4, "it is asked again each time, and never waited for"
 
 
+def test_an_answer_whose_body_is_on_its_way_is_not_asked_for_again(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The SuperLink hands a header out once; asked again it answers with an error, as if there were no such message."""
+    monkeypatch.setattr(module, "PULL_S", 0.0)
+    bench.grid.set_run(Run.create_empty(3))
+    asked: list[list[str]] = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        if request.url.path.endswith("pull-object"):
+            part = PullObjectResponse(object_found=True, object_available=False)
+            return httpx.Response(200, content=part.SerializeToString())
+        asked.append(sorted(PullAppMessagesRequest.FromString(request.content).message_ids))
+        return letters("a") if len(asked) == 1 else letters(*asked[-1])
+
+    bench.mailbox._awaited.update({"a", "b"})
+    bench.answer = answer
+    for _ in range(3):
+        assert list(bench.grid.pull_messages(["a"])) == []
+    assert list(bench.grid.pull_messages(["b"])) == []
+    assert asked == [["a", "b"], ["b"]]
+
+
 def test_a_task_ends_without_a_text_and_without_retries(bench: Bench) -> None:
     bodies: list[bytes] = []
 

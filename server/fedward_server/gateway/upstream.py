@@ -8,7 +8,7 @@ import time
 
 import h11
 
-from fedward_server.deployment.peer import Lost, Peer
+from fedward_server.gateway.peer import Lost, Peer
 
 __all__ = ["Away", "Pool"]
 

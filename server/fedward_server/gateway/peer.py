@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator
 
 import h11
 
-from fedward_server.deployment.limits import Pace
+from fedward_server.gateway.limits import Pace
 
 __all__ = ["Lost", "Peer"]
 

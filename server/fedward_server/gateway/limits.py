@@ -1,4 +1,4 @@
-"""How much of the gateway one peer may use: rates, things at once, and how slow a body may be.
+"""How much of the gateway one peer may use: rates, bytes, things at once, and how slow a body may be.
 
 Pure: the clock is given, nothing here knows of sockets, HTTP or nodes. All of it is bounded in memory, because keys
 come from strangers.
@@ -32,14 +32,21 @@ Clock = Callable[[], float]
 class Limits:
     """What the gateway allows; times in seconds."""
 
-    max_body_bytes: int = 64 << 20
+    max_body_bytes: int = 64 << 20  # of an object
+    max_small_bytes: int = 64 << 10  # of every other request
+    max_reply_bytes: int = 8 << 10  # of a reply without its objects: fedward's have about 400
     requests_per_s: float = 20.0
     burst: int = 100
-    requests_at_once: int = 16  # of one node
+    requests_at_once: int = 4  # of one node
+    objects_at_once: int = 1  # of one node: the SuperLink holds each whole
+    replies_per_s: float = 5.0  # each costs the SuperLink milliseconds under a lock
+    replies_burst: int = 50
+    bytes_per_s: float = 32 << 20  # of a node's bodies, after a burst of two of the largest
     strangers_per_s: float = 2.0
     strangers_burst: int = 20
     connections: int = 1024
     connections_per_address: int = 64
+    connections_per_node: int = 8
     head_bytes: int = 16 << 10
     head_s: float = 10.0
     idle_s: float = 120.0
@@ -52,6 +59,11 @@ class Limits:
         for name, value in vars(self).items():
             if not value > 0:
                 raise ConfigError(f"gateway.{name} is {value}", hint="give a positive number")
+
+    @property
+    def burst_bytes(self) -> int:
+        """What a node may send without being slowed down: its update, and that once again."""
+        return 2 * self.max_body_bytes
 
 
 @dataclass(kw_only=True, eq=False)
@@ -71,14 +83,26 @@ class Buckets:
 
     def take(self, key: Hashable) -> bool:
         """Take one token, if there is one."""
+        level = self._level(key)
+        taken = level >= 1.0
+        self._set(key, level - taken)
+        return taken
+
+    def owe(self, key: Hashable, amount: float) -> float:
+        """Take as many as were used up already, and say for how many seconds to wait before more are."""
+        level = self._level(key) - amount
+        self._set(key, level)
+        return max(0.0, -level / self.per_s)
+
+    def _level(self, key: Hashable) -> float:
         now = self.clock()
         level, at = self._levels.pop(key, (float(self.burst), now))
-        level = min(float(self.burst), level + max(0.0, now - at) * self.per_s)
-        taken = level >= 1.0
-        self._levels[key] = (level - taken, now)
+        return min(float(self.burst), level + max(0.0, now - at) * self.per_s)
+
+    def _set(self, key: Hashable, level: float) -> None:
+        self._levels[key] = (level, self.clock())
         if len(self._levels) > self.most:
             self._levels.popitem(last=False)
-        return taken
 
 
 @dataclass(kw_only=True, eq=False)
@@ -115,7 +139,7 @@ class Pace:
     """How long one body may keep us waiting: a grace, plus its bytes at the slowest rate.
 
     Guarantees:
-      - The waiting for n bytes is at most ``grace_s + n / slowest``.
+      - The waiting for n bytes is at most ``grace_s + n / slowest``, and no single wait longer than ``grace_s``.
     """
 
     grace_s: float
@@ -125,7 +149,7 @@ class Pace:
 
     def left(self) -> float:
         """Seconds that the next wait may take."""
-        return max(0.0, self.grace_s + self.received / self.slowest - self.waited_s)
+        return min(self.grace_s, max(0.0, self.grace_s + self.received / self.slowest - self.waited_s))
 
     def note(self, *, waited_s: float, received: int) -> None:
         """Count a wait and what it brought."""

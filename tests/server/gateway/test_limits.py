@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as some
 
 from fedward_common.errors import ConfigError
-from fedward_server.deployment.limits import Buckets, Limits, Pace, Together, neighbourhood
+from fedward_server.gateway.limits import Buckets, Limits, Pace, Together, neighbourhood
 
 
 class Clock:
@@ -85,7 +85,8 @@ def test_the_waiting_for_n_bytes_is_at_most_grace_and_n_at_the_slowest_rate() ->
     pace.note(waited_s=4.0, received=0)
     assert pace.left() == 6.0
     pace.note(waited_s=0.0, received=500)
-    assert pace.left() == 11.0
+    pace.note(waited_s=5.0, received=0)
+    assert pace.left() == 6.0
     pace.note(waited_s=100.0, received=1)
     assert pace.left() == 0.0
 
@@ -107,3 +108,19 @@ def test_neighbours_share_a_key(host: str, key: str) -> None:
 def test_a_limit_of_nothing_is_refused() -> None:
     with pytest.raises(ConfigError, match="burst"):
         Limits(burst=0)
+
+
+def test_what_is_owed_is_waited_for() -> None:
+    clock = Clock()
+    bucket = Buckets(per_s=10.0, burst=100, clock=clock)
+    assert bucket.owe("a", 100) == 0.0
+    assert bucket.owe("a", 5) == 0.5
+    assert bucket.owe("b", 5) == 0.0
+    clock.now += 0.5
+    assert bucket.owe("a", 0) == 0.0
+
+
+def test_no_single_wait_is_longer_than_the_grace() -> None:
+    pace = Pace(grace_s=10.0, slowest=1.0)
+    pace.note(waited_s=0.0, received=1_000_000)
+    assert pace.left() == 10.0

@@ -1,6 +1,6 @@
 """The operator's only public port: passes the Fleet routes of enrolled sites to the SuperLink, and nothing else.
 
-``python -m fedward_server.deployment.gateway DIR --fd N --upstream HOST:PORT``: the socket is inherited and bound, the
+``python -m fedward_server.gateway DIR --fd N --upstream HOST:PORT``: the socket is inherited and bound, the
 SuperLink listens on loopback. Reads DIR/server.toml, DIR/keys (server.pem, server.key, ca.pem) and DIR/sites/*.pub.
 This module is the process: socket, certificates, connections. What happens to a request is in `passing`.
 """
@@ -11,6 +11,7 @@ import argparse
 import asyncio
 import contextlib
 import logging
+import resource
 import signal
 import socket
 import ssl
@@ -18,6 +19,7 @@ import sys
 import time
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TextIO
 
@@ -25,12 +27,13 @@ import h11
 
 from fedward_common.errors import ConfigError, FedwardError
 from fedward_common.machine.logs import json_logging
-from fedward_server.deployment.limits import Limits, Together, neighbourhood
-from fedward_server.deployment.passing import Passing
-from fedward_server.deployment.peer import Peer
-from fedward_server.deployment.roll import Roll
-from fedward_server.deployment.upstream import Pool
-from fedward_server.deployment.versions import Versions
+from fedward_server.gateway.limits import Limits, neighbourhood
+from fedward_server.gateway.passing import Passing
+from fedward_server.gateway.peer import Peer
+from fedward_server.gateway.roll import Roll
+from fedward_server.gateway.upstream import Pool
+from fedward_server.gateway.versions import Versions
+from fedward_server.gateway.visits import Visit, Visits
 
 __all__ = ["Gateway", "Place", "main"]
 
@@ -39,6 +42,7 @@ BACKLOG = 256
 BUFFER = 1 << 17
 LOOK_S = 1.0  # between two looks at the certificate
 GRACE_S = 5.0  # for requests under way, when the gateway is told to end
+AT_A_TURN = 16  # connections
 FULL_S = 0.1  # before another try to accept, when files run out
 
 
@@ -82,6 +86,7 @@ class Gateway:
 
     Guarantees:
       - An address holds at most ``connections_per_address`` connections, those before their handshake included.
+      - Strangers, however many, leave room for enrolled sites (`visits`).
       - A renewed certificate is served without a restart; a broken one leaves the one before in use.
     """
 
@@ -90,9 +95,13 @@ class Gateway:
         self._place, self._limits = place, limits
         self._looked, self._stamp = time.monotonic(), place.stamp()
         self._inward, self._pool = place.inward(), place.outward()
-        versions = Versions(place.folder / "state")
-        self._passing = Passing(limits, Roll(place.folder / "sites"), lambda: self._pool, log, versions.note)
-        self._connections = Together(most=limits.connections_per_address, total=limits.connections)
+        self._versions = Versions(place.folder / "state")
+        self._passing = Passing(limits, Roll(place.folder / "sites"), lambda: self._pool, log, self._met)
+        self._visits = Visits(
+            total=limits.connections,
+            per_address=limits.connections_per_address,
+            per_node=limits.connections_per_node,
+        )
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def serve(self, listener: socket.socket, ending: asyncio.Event) -> None:
@@ -109,7 +118,7 @@ class Gateway:
         self._pool.close()
 
     async def _accept(self, listener: socket.socket) -> None:
-        loop = asyncio.get_running_loop()
+        loop, taken = asyncio.get_running_loop(), 0
         while True:
             try:
                 connection, address = await loop.sock_accept(listener)
@@ -117,25 +126,34 @@ class Gateway:
                 LOG.warning("cannot accept: %s", error)
                 await asyncio.sleep(FULL_S)
                 continue
-            key = neighbourhood(str(address[0]))
-            if not self._connections.enter(key):
+            visit = self._visits.enter(neighbourhood(str(address[0])))
+            if visit is None:
                 connection.close()
                 continue
-            task = asyncio.create_task(self._connection(connection, key))
+            task = asyncio.create_task(self._connection(connection, visit))
+            visit.drop = task.cancel
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
+            task.add_done_callback(partial(_close, connection))  # which it does itself, if it ever began
+            taken += 1
+            if taken % AT_A_TURN == 0:
+                await asyncio.sleep(0)  # the others' turn: accepting alone never waits while somebody knocks
 
-    async def _connection(self, connection: socket.socket, address: str) -> None:
+    def _met(self, visit: Visit, node: str, version: str) -> None:
+        self._visits.greet(visit, node)
+        self._versions.note(node, version)
+
+    async def _connection(self, connection: socket.socket, visit: Visit) -> None:
         """From the TLS handshake to the last request."""
         try:
             async with _served(connection, self._certificate(), self._limits) as peer:
-                await self._passing.talk(peer, address)
+                await self._passing.talk(peer, visit)
         except (OSError, ssl.SSLError, TimeoutError):
             pass  # no TLS 1.3, or gone
         except Exception as error:
             LOG.error("a connection failed: %s", error)
         finally:
-            self._connections.leave(address)
+            self._visits.leave(visit)
 
     def _certificate(self) -> ssl.SSLContext:
         if time.monotonic() - self._looked < LOOK_S:
@@ -151,6 +169,10 @@ class Gateway:
         except (OSError, ssl.SSLError, ValueError) as error:
             LOG.warning("the new certificate cannot be used yet: %s", error)
         return self._inward
+
+
+def _close(connection: socket.socket, _: asyncio.Task[None]) -> None:
+    connection.close()
 
 
 @contextlib.asynccontextmanager
@@ -172,18 +194,21 @@ async def _served(connection: socket.socket, tls: ssl.SSLContext, limits: Limits
     writer = asyncio.StreamWriter(transport, protocol, reader, loop)
     try:
         yield Peer(h11.Connection(h11.SERVER, max_incomplete_event_size=limits.head_bytes), reader, writer)
-    finally:
         writer.close()
+        await writer.wait_closed()  # until then it counts
+    finally:
+        transport.abort()
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Serve until SIGTERM; the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m fedward_server.deployment.gateway", description="The public port.")
+    parser = argparse.ArgumentParser(prog="python -m fedward_server.gateway", description="The public port.")
     parser.add_argument("folder", type=Path, metavar="DIR")
     parser.add_argument("--fd", type=int, required=True, help="an inherited, bound TCP socket")
     parser.add_argument("--upstream", required=True, metavar="HOST:PORT", help="where the SuperLink listens")
     chosen = parser.parse_args(arguments)
     json_logging(sys.stdout, "gateway")
+    _raise_files()
     try:
         host, port = _address(chosen.upstream)
         gateway = Gateway(
@@ -206,6 +231,13 @@ async def _until_told(gateway: Gateway, fd: int) -> None:
         await gateway.serve(listener, ending)
 
 
+def _raise_files() -> None:
+    """Every connection may need one to the SuperLink."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(OSError, ValueError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+
+
 def _address(text: str) -> tuple[str, int]:
     host, _, port = text.rpartition(":")
     if not host or not port.isdigit():
@@ -218,7 +250,3 @@ def _limits(path: Path) -> Limits:
 
     table = ServerFile.load(path).gateway
     return Limits(max_body_bytes=table.max_body_bytes, requests_per_s=table.requests_per_s, burst=table.burst)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

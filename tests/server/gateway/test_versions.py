@@ -4,7 +4,7 @@ import pathlib
 
 import pytest
 
-from fedward_server.deployment.versions import Versions, read_versions, version_in
+from fedward_server.gateway.versions import Versions, read_versions, version_in
 
 
 def test_versions_outlive_the_gateway_and_are_written_when_one_changes(tmp_path: pathlib.Path) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from fedward_server.deployment.folder import OperatorFolder
-from fedward_server.deployment.roll import Node, Roll, Stranger, nodes_map
+from fedward_server.gateway.roll import Node, Roll, Stranger, nodes_map
 from support.fronting import Site, operator
 
 

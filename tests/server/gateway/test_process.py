@@ -14,10 +14,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from flwr.proto.fleet_pb2 import PushMessagesRequest
 
 from fedward_server.deployment.folder import OperatorFolder
 from fedward_server.deployment.superlink import flower_environment, superlink_arguments
-from support.doors import CASES, PULL, Case, check, check_smuggling
+from support.doors import CASES, OBJECT, PULL, PUSH, Case, body_for, check, check_smuggling, reply
 from support.fronting import (
     FLEET,
     NAME,
@@ -29,6 +30,7 @@ from support.fronting import (
     operator,
     request_bytes,
     stand_in,
+    statuses_at_once,
 )
 
 MIB = 1 << 20
@@ -114,7 +116,7 @@ def test_a_connection_carries_many_requests(front: Front, upstream: StandIn, sit
     with front.connect() as connection:
         for number in range(5):
             body = b"x" * number * 100_000
-            assert answer_of(connection, request_bytes(PULL, site.headers(), body))[0] == 200
+            assert answer_of(connection, request_bytes(OBJECT, site.headers(), body))[0] == 200
             assert upstream.heard[-1].body == body
 
 
@@ -185,16 +187,40 @@ def test_a_revoked_site_is_refused_at_its_next_request(front: Front, upstream: S
 
 # ---- how much ------------------------------------------------------------------------
 def test_a_chunked_body_is_cut_off_at_the_limit(front: Front, upstream: StandIn, site: Site) -> None:
-    head = request_bytes(PULL, site.headers() | {"content-length": "", "transfer-encoding": "chunked"})
     chunk = b"%x\r\n%s\r\n" % (MIB, bytes(MIB))
-    status, body, _ = front.ask(head + chunk * 8 + b"0\r\n\r\n")
-    assert (status, json.loads(body)) == (413, {"detail": "too_large"})
+    for path, mib in ((PULL, 1), (PUSH, 1), (OBJECT, 8)):
+        head = request_bytes(path, site.headers() | {"content-length": "", "transfer-encoding": "chunked"})
+        status, body, _ = front.ask(head + chunk * mib + b"0\r\n\r\n")
+        assert (status, json.loads(body)) == (413, {"detail": "too_large"})
     assert all(len(heard.body) <= 6 * MIB for heard in upstream.heard)
 
 
 def test_a_body_declared_too_large_is_refused_before_it_is_sent(front: Front, upstream: StandIn, site: Site) -> None:
-    assert front.ask(request_bytes(PULL, site.headers() | {"content-length": str(7 * MIB)}, bytes(7 * MIB)))[0] == 413
+    assert front.ask(request_bytes(OBJECT, site.headers() | {"content-length": str(7 * MIB)}, bytes(7 * MIB)))[0] == 413
     assert not upstream.heard
+
+
+def test_what_is_no_reply_of_its_sender_does_not_pass(front: Front, upstream: StandIn, site: Site) -> None:
+    forged = PushMessagesRequest.FromString(reply())
+    forged.messages_list[0].metadata.src_node_id = 1
+    forged.messages_list[0].metadata.reply_to_message_id = ""
+    for sent in (forged.SerializeToString(), b"", b"body", reply() + reply()):
+        status, body, _ = front.ask(request_bytes(PUSH, site.headers(), sent))
+        assert (status, json.loads(body)) == (400, {"detail": "no_reply"})
+    assert not upstream.heard
+
+
+def test_a_reply_in_chunks_passes_as_it_is(front: Front, upstream: StandIn, site: Site) -> None:
+    head = request_bytes(PUSH, site.headers() | {"content-length": "", "transfer-encoding": "chunked"})
+    halves = b"".join(b"%x\r\n%s\r\n" % (len(part), part) for part in (reply()[:100], reply()[100:]))
+    assert front.ask(head + halves + b"0\r\n\r\n")[0] == 200
+    assert upstream.heard[-1].body == reply()
+
+
+def test_one_object_and_four_requests_at_once(front: Front, upstream: StandIn, site: Site) -> None:
+    upstream.delay_s = 1.0
+    assert statuses_at_once(front, [request_bytes(OBJECT, site.headers(), b"x")] * 2) == [200, 503]
+    assert statuses_at_once(front, [request_bytes(PULL, site.headers(), b"x")] * 5) == [200] * 4 + [503]
 
 
 def test_each_node_has_a_rate_of_its_own(tmp_path: Path, folder: OperatorFolder, upstream: StandIn, site: Site) -> None:
@@ -216,19 +242,33 @@ def test_each_node_has_a_rate_of_its_own(tmp_path: Path, folder: OperatorFolder,
         assert slow.ask(request_bytes(PULL, other.headers(), b""))[0] == 200
 
 
-def test_an_address_has_a_limited_number_of_connections(
+def test_strangers_of_an_address_leave_room_for_its_sites(
     tmp_path: Path, folder: OperatorFolder, upstream: StandIn, site: Site
 ) -> None:
     with gateway(folder, upstream.port, tmp_path / "log") as front:
-        held = [socket.create_connection(("127.0.0.1", front.port)) for _ in range(64)]  # without a handshake
+        known = [front.connect() for _ in range(8)]
+        for connection in known:
+            assert answer_of(connection, request_bytes(PULL, site.headers(), b""))[0] == 200
+        held = [socket.create_connection(("127.0.0.1", front.port)) for _ in range(100)]  # without a handshake
         try:
-            with pytest.raises(OSError), front.connect():
-                pass
+            with front.connect() as newcomer:
+                assert answer_of(newcomer, request_bytes(PULL, site.headers(), b""))[0] == 200
+            assert sum(_ended(connection) for connection in held) == 100 - 55
+            assert [answer_of(one, request_bytes(PULL, site.headers(), b""))[0] for one in known[1:]] == [200] * 7
+            assert answer_of(known[0], request_bytes(PULL, site.headers(), b""))[0] == 0  # a ninth of this site came
         finally:
-            for connection in held:
-                connection.close()
-        time.sleep(0.3)
-        assert front.ask(request_bytes(PULL, site.headers(), b""))[0] == 200
+            for one in (*known, *held):
+                one.close()
+
+
+def _ended(connection: socket.socket) -> bool:
+    connection.settimeout(0.05)
+    try:
+        return not connection.recv(1)
+    except TimeoutError:
+        return False
+    except OSError:
+        return True
 
 
 @pytest.mark.slow
@@ -267,7 +307,7 @@ def test_away_is_503_and_health_says_so(tmp_path: Path, folder: OperatorFolder, 
         unused.bind(("127.0.0.1", 0))
         with gateway(folder, unused.getsockname()[1], tmp_path / "log") as front:
             for path in FLEET:
-                status, body, _ = front.ask(request_bytes(path, site.headers(), b"body"))
+                status, body, _ = front.ask(request_bytes(path, site.headers(), body_for(path)))
                 assert (status, json.loads(body)) == (503, {"detail": "away"})
             assert front.ask(request_bytes("/health", {}, method="GET"))[0] == 503
 
@@ -368,13 +408,18 @@ def test_a_request_under_way_is_finished_before_the_end(
         assert front.process.wait(timeout=10) == 0
 
 
+def test_it_imports_nothing_of_flower() -> None:
+    code = "import sys, fedward_server.gateway.__main__ as _; sys.exit('flwr' in sys.modules)"
+    assert subprocess.run((sys.executable, "-c", code), check=False).returncode == 0
+
+
 def test_a_folder_without_keys_is_two_lines(tmp_path: Path) -> None:
     with socket.socket() as bound:
         bound.bind(("127.0.0.1", 0))
         command = (
             sys.executable,
             "-m",
-            "fedward_server.deployment.gateway",
+            "fedward_server.gateway",
             str(tmp_path),
             "--fd",
             str(bound.fileno()),
@@ -395,7 +440,7 @@ def test_a_hundred_uploads_at_once_stay_bounded(tmp_path: Path, upstream: StandI
         front.ask(request_bytes(PULL, sites[0].headers(), b""))
         before = _resident(front.process.pid)
         sent = [
-            pool.submit(front.ask, request_bytes(PULL, site.headers(), bytes(5 * MIB)), source=f"127.0.0.{2 + n % 2}")
+            pool.submit(front.ask, request_bytes(OBJECT, site.headers(), bytes(5 * MIB)), source=f"127.0.0.{2 + n % 2}")
             for n, site in enumerate(sites)
         ]
         most = before
@@ -431,7 +476,8 @@ def test_of_the_superlinks_own_paths_only_the_listed_pass(tmp_path: Path) -> Non
         assert len(pages) > 70
         with gateway(folder, port, tmp_path / "log") as front:
             for method, path in pages:
-                status, body, _ = front.ask(request_bytes(path, site.headers(), b"", method=method), method=method)
+                sent = reply() if path == PUSH else b""
+                status, body, _ = front.ask(request_bytes(path, site.headers(), sent, method=method), method=method)
                 if path in FLEET:
                     assert status == 401, (path, status)  # the SuperLink's own answer: it does not know the node
                 elif (method, path) == ("GET", "/health"):

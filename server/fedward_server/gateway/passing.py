@@ -1,16 +1,18 @@
 """One request through the gateway: who asks, for what, how often; then the body up and the answer down.
 
 Whatever goes wrong here or behind is 503, because a stock Flower node repeats a request that was answered 503, sends
-itself SIGINT on 401 and goes deaf on any other error. Bodies pass unread; this module imports nothing of Flower.
+itself SIGINT on 401 and goes deaf on any other error. Of all bodies only that of a reply is looked at, in `replies`;
+this module imports nothing of Flower.
 """
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from email.utils import formatdate
@@ -18,12 +20,14 @@ from typing import TextIO
 
 import h11
 
-from fedward_server.deployment.limits import Buckets, Limits, Pace, Together
-from fedward_server.deployment.peer import Lost, Peer
-from fedward_server.deployment.roll import Node, Roll, Stranger
-from fedward_server.deployment.routes import HEALTH, allowed, down, malformed, up, verdict
-from fedward_server.deployment.upstream import Away, Pool
-from fedward_server.deployment.versions import version_in
+from fedward_server.gateway.limits import Buckets, Limits, Pace, Together
+from fedward_server.gateway.peer import Lost, Peer
+from fedward_server.gateway.replies import is_reply
+from fedward_server.gateway.roll import Node, Roll, Stranger
+from fedward_server.gateway.routes import HEALTH, OBJECT, REPLY, allowed, down, head_size, malformed, up, verdict
+from fedward_server.gateway.upstream import Away, Pool
+from fedward_server.gateway.versions import version_in
+from fedward_server.gateway.visits import Visit
 
 __all__ = ["Passing"]
 
@@ -86,11 +90,13 @@ class Passing:
 
     Guarantees:
       - Only the routes of `routes.ROUTES` reach the SuperLink, and only from enrolled keys.
+      - Only objects may be large, and a node sends ``objects_at_once`` at once, no faster than its budget of bytes.
+      - What a node pushes as a message is one reply of its own (`replies`).
       - No answer has the status 500, whatever fails.
     """
 
     def __init__(
-        self, limits: Limits, roll: Roll, pool: Callable[[], Pool], log: TextIO, met: Callable[[str, str], None]
+        self, limits: Limits, roll: Roll, pool: Callable[[], Pool], log: TextIO, met: Callable[[Visit, str, str], None]
     ) -> None:
         """Serve nobody yet.
 
@@ -99,24 +105,27 @@ class Passing:
           roll: who is enrolled.
           pool: gives the connections of the moment.
           log: takes a line for each request.
-          met: hears the name of each site that was let in, and the version that it says it runs.
+          met: hears on which connection a site was let in, its name, and the version that it says it runs.
         """
         self._limits, self._roll, self._pool, self._log, self._met = limits, roll, pool, log, met
         self._nodes = Buckets(per_s=limits.requests_per_s, burst=limits.burst)
         self._strangers = Buckets(per_s=limits.strangers_per_s, burst=limits.strangers_burst)
+        self._replies = Buckets(per_s=limits.replies_per_s, burst=limits.replies_burst)
+        self._bytes = Buckets(per_s=limits.bytes_per_s, burst=limits.burst_bytes)
         self._requests = Together(most=limits.requests_at_once, total=limits.connections)
+        self._objects = Together(most=limits.objects_at_once, total=limits.connections)
         self._health = (-LOOK_S, False)
 
-    async def talk(self, peer: Peer, address: str) -> None:
+    async def talk(self, peer: Peer, visit: Visit) -> None:
         """All requests of a connection."""
         first_s = self._limits.head_s
         while True:
             try:
                 request = await peer.head(first_s=first_s, rest_s=self._limits.head_s)
             except Lost as lost:
-                await self._farewell(peer, address, lost)
+                await self._farewell(peer, visit.address, lost)
                 return
-            if not isinstance(request, h11.Request) or not await self._request(peer, request, address):
+            if not isinstance(request, h11.Request) or not await self._request(peer, request, visit):
                 return
             first_s = self._limits.idle_s
 
@@ -126,11 +135,11 @@ class Passing:
         if self._strangers.take(address) and not peer.answered:
             await self._refuse(peer, Refused(status, "bad_request"))
 
-    async def _request(self, peer: Peer, request: h11.Request, address: str) -> bool:
+    async def _request(self, peer: Peer, request: h11.Request, visit: Visit) -> bool:
         """One exchange; whether the connection can carry another."""
         exchange = Exchange(request=request)
         try:
-            await self._judged(peer, exchange, address)
+            await self._judged(peer, exchange, visit)
         except Refused as refused:
             exchange.status = refused.status
             await self._refuse(peer, refused)
@@ -145,16 +154,16 @@ class Passing:
         self._log.flush()
         return peer.reuse()
 
-    async def _judged(self, peer: Peer, exchange: Exchange, address: str) -> None:
+    async def _judged(self, peer: Peer, exchange: Exchange, visit: Visit) -> None:
         """Who asks, how often, for what; then pass it."""
         who = self._roll.find(dict(exchange.request.headers))
         exchange.node = who.name if isinstance(who, Node) else ""
-        self._rate(who, address)
+        self._rate(who, visit.address)
         exchange.route = self._route(exchange.request)
         if exchange.route == HEALTH:
             await self._healthy(peer, exchange)
         elif isinstance(who, Node):
-            self._met(who.name, version_in(dict(exchange.request.headers)))
+            self._met(visit, who.name, version_in(dict(exchange.request.headers)))
             await self._admitted(peer, exchange)
         else:
             raise Refused(403, who.value)
@@ -167,6 +176,8 @@ class Passing:
             raise _too_many(429)
 
     def _route(self, request: h11.Request) -> str:
+        if head_size(request) > self._limits.head_bytes:
+            raise Refused(431, "bad_request")
         if malformed(request):
             raise Refused(400, "bad_request")
         known = verdict(request.method.decode("ascii"), request.target)
@@ -189,27 +200,61 @@ class Passing:
 
     async def _admitted(self, peer: Peer, exchange: Exchange) -> None:
         length = dict(exchange.request.headers).get(b"content-length", b"0")
-        if int(length) > self._limits.max_body_bytes:
+        if int(length) > self._most(exchange.route):
             raise Refused(413, "too_large")
-        if not self._requests.enter(exchange.node):
+        with self._place(self._requests, exchange), self._place(self._objects, exchange, OBJECT):
+            if exchange.route == REPLY:
+                await self._through(peer, exchange, await self._reply(peer, exchange))
+            else:
+                await self._through(peer, exchange, self._pieces(peer, exchange))
+
+    def _most(self, route: str) -> int:
+        """Bytes of a body."""
+        limits = self._limits
+        return {OBJECT: limits.max_body_bytes, REPLY: limits.max_reply_bytes}.get(route, limits.max_small_bytes)
+
+    @contextlib.contextmanager
+    def _place(self, together: Together, exchange: Exchange, *routes: str) -> Iterator[None]:
+        """One of the node's places, where its route needs one."""
+        if routes and exchange.route not in routes:
+            yield
+            return
+        if not together.enter(exchange.node):
             raise _too_many(503)
+        try:
+            yield
+        finally:
+            together.leave(exchange.node)
+
+    async def _reply(self, peer: Peer, exchange: Exchange) -> AsyncIterator[bytes]:
+        """The whole body of a reply, looked at before anything of it is passed."""
+        if not self._replies.take(exchange.node):
+            raise _too_many(503)
+        body = b"".join([piece async for piece in self._pieces(peer, exchange)])
+        if not is_reply(body):
+            raise Refused(400, "no_reply")
+        return _one(body)
+
+    async def _through(self, peer: Peer, exchange: Exchange, body: AsyncIterator[bytes]) -> None:
         try:
             pool = self._pool()
             upstream = await pool.take()
             try:
-                await self._passed(peer, upstream, exchange, pool.authority)
+                await self._passed(peer, upstream, exchange, body, pool.authority)
             finally:
                 pool.give_back(upstream)
         except Away:
             raise _away() from None
-        finally:
-            self._requests.leave(exchange.node)
 
-    async def _passed(self, peer: Peer, upstream: Peer, exchange: Exchange, authority: bytes) -> None:
+    async def _passed(
+        self, peer: Peer, upstream: Peer, exchange: Exchange, body: AsyncIterator[bytes], authority: bytes
+    ) -> None:
         """The body up, the answer down, piece by piece."""
         wait = self._limits.upstream_s
         await upstream.send(up(exchange.request, authority), within_s=wait)
-        await self._body_up(peer, upstream, exchange)
+        async for piece in body:
+            await upstream.send(h11.Data(data=piece), within_s=wait)
+        await upstream.send(h11.EndOfMessage(), within_s=wait)
         answer = await upstream.head(first_s=wait, rest_s=wait)
         if not isinstance(answer, h11.Response) or not _passes(answer.status_code):
             raise _away()
@@ -222,16 +267,18 @@ class Passing:
             head = ()
         await peer.send(*head, h11.EndOfMessage(), within_s=self._limits.grace_s)
 
-    async def _body_up(self, peer: Peer, upstream: Peer, exchange: Exchange) -> None:
+    async def _pieces(self, peer: Peer, exchange: Exchange) -> AsyncIterator[bytes]:
+        """The body as it comes, no larger and no faster than allowed."""
         if peer.http.they_are_waiting_for_100_continue:
             await peer.send(h11.InformationalResponse(status_code=100, headers=[]), within_s=self._limits.grace_s)
         pace = Pace(grace_s=self._limits.grace_s, slowest=self._limits.slowest_bytes_per_s)
         async for piece in peer.body(pace):
             exchange.received += len(piece)
-            if exchange.received > self._limits.max_body_bytes:
+            if exchange.received > self._most(exchange.route):
                 raise Refused(413, "too_large")
-            await upstream.send(h11.Data(data=piece), within_s=self._limits.upstream_s)
-        await upstream.send(h11.EndOfMessage(), within_s=self._limits.upstream_s)
+            yield piece
+            if wait_s := self._bytes.owe(exchange.node, len(piece)):
+                await asyncio.sleep(wait_s)
 
     async def _broken(self, peer: Peer, lost: Lost) -> None:
         """The node or the SuperLink went away in the middle; half an answer must not look whole."""
@@ -259,6 +306,10 @@ class Passing:
         response = h11.Response(status_code=status, headers=own)
         content = () if peer.bodyless else (h11.Data(data=body),)
         await peer.send(response, *content, h11.EndOfMessage(), within_s=self._limits.grace_s)
+
+
+async def _one(body: bytes) -> AsyncIterator[bytes]:
+    yield body
 
 
 def _passes(status: int) -> bool:

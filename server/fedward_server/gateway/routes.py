@@ -15,21 +15,35 @@ from types import MappingProxyType
 
 import h11
 
-from fedward_server.deployment.roll import KEY, SIGNATURE, TIME
+from fedward_server.gateway.roll import KEY, SIGNATURE, TIME
 
-__all__ = ["HEALTH", "ROUTES", "Headers", "allowed", "down", "kept", "malformed", "up", "verdict"]
+__all__ = [
+    "HEALTH",
+    "OBJECT",
+    "REPLY",
+    "ROUTES",
+    "Headers",
+    "allowed",
+    "down",
+    "head_size",
+    "kept",
+    "malformed",
+    "up",
+    "verdict",
+]
 
 Headers = list[tuple[bytes, bytes]]
 
 HEALTH = "health"
+REPLY, OBJECT = "push-messages", "push-object"
 NAMES = (
     "activate-node",
     "deactivate-node",
     "send-node-heartbeat",
     "pull-messages",
-    "push-messages",
+    REPLY,
     "pull-object",
-    "push-object",
+    OBJECT,
     "confirm-message-received",
 )
 ROUTES = MappingProxyType({b"/v1/fleet/" + name.encode(): name for name in NAMES})
@@ -55,6 +69,11 @@ def verdict(method: str, target: bytes) -> int | str:
 def allowed(target: bytes) -> tuple[bytes, bytes]:
     """The header of a 405."""
     return b"allow", b"GET" if target == HEALTH_PATH else b"POST"
+
+
+def head_size(request: h11.Request) -> int:
+    """Bytes of a head; h11 limits only one that came in pieces."""
+    return len(request.target) + sum(len(name) + len(value) for name, value in request.headers)
 
 
 def malformed(request: h11.Request) -> bool:

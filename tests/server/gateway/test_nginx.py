@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from fedward_server.deployment.folder import OperatorFolder
-from support.doors import CASES, PULL, Case, check, check_smuggling
+from support.doors import CASES, OBJECT, PULL, Case, body_for, check, check_smuggling
 from support.fronting import (
     FLEET,
     NGINX,
@@ -23,6 +23,7 @@ from support.fronting import (
     operator,
     request_bytes,
     stand_in,
+    statuses_at_once,
     write_nodes_map,
 )
 
@@ -85,9 +86,25 @@ def test_answers_and_requests_pass_with_few_headers(front: Front, upstream: Stan
 
 
 def test_a_chunked_body_is_cut_off_at_the_limit(front: Front, upstream: StandIn, site: Site) -> None:
-    head = request_bytes(PULL, site.headers() | {"content-length": "", "transfer-encoding": "chunked"})
     chunk = b"%x\r\n%s\r\n" % (1 << 20, bytes(1 << 20))
-    assert front.ask(head + chunk * 40 + b"0\r\n\r\n")[0] == 413
+    for path, mib in ((PULL, 1), (OBJECT, 280)):
+        head = request_bytes(path, site.headers() | {"content-length": "", "transfer-encoding": "chunked"})
+        assert front.ask(head + chunk * mib + b"0\r\n\r\n")[0] == 413
+
+
+def test_a_plan_of_256_mib_passes_both_ways(front: Front, upstream: StandIn, site: Site) -> None:
+    assert front.ask(request_bytes(OBJECT, site.headers(), bytes(256 << 20)))[0] == 200
+    assert len(upstream.heard[-1].body) == 256 << 20
+    upstream.reset()
+    upstream.answer = bytes(256 << 20)
+    status, body, _ = front.ask(request_bytes("/v1/fleet/pull-object", site.headers(), b"body"))
+    assert (status, len(body)) == (200, 256 << 20)
+
+
+def test_one_object_and_four_requests_at_once(front: Front, upstream: StandIn, site: Site) -> None:
+    upstream.delay_s = 1.0
+    assert statuses_at_once(front, [request_bytes(OBJECT, site.headers(), b"x")] * 2) == [200, 503]
+    assert statuses_at_once(front, [request_bytes(PULL, site.headers(), b"x")] * 5) == [200] * 4 + [503]
 
 
 def test_away_is_503(tmp_path: Path, folder: OperatorFolder, site: Site) -> None:
@@ -95,7 +112,7 @@ def test_away_is_503(tmp_path: Path, folder: OperatorFolder, site: Site) -> None
         unused.bind(("127.0.0.1", 0))
         with nginx(folder, unused.getsockname()[1], tmp_path / "nginx") as front:
             for path in FLEET:
-                status, body, headers = front.ask(request_bytes(path, site.headers(), b"body"))
+                status, body, headers = front.ask(request_bytes(path, site.headers(), body_for(path)))
                 assert (status, json.loads(body)) == (503, {"detail": "away"})
                 assert headers["retry-after"] == "2"
             assert front.ask(request_bytes("/health", {}, method="GET"))[0] == 503

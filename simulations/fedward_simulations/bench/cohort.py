@@ -1,0 +1,219 @@
+"""The cohort engine against the sequential path, and what it costs besides training: 50 clients in one process.
+
+A round is the data work of all clients: ``LocalWork.done`` one after the other, or ``Cohort.compute`` for all. A plain
+step is the same batched forward with autograd's own sums for each client, without norms, clipping and noise. One
+thread, in turn. The last rows are a round's messages through Flower's Grid and ClientApp where nothing is trained.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import torch
+
+from fedward_client.app import client_app
+from fedward_client.data import Records, SiteData
+from fedward_client.training import LocalTrainer, LocalWork, SiteInputs
+from fedward_common.codec import PlanParts, PlanWriter, key_fingerprint
+from fedward_common.config import AdapterConfig, LocalOptimiser, Method, ModelConfig
+from fedward_common.modeling.adapters import AdaptedModel, TrainedLayer, adapt
+from fedward_common.modeling.base import Base, load_base
+from fedward_common.modeling.tasks.classification import losses
+from fedward_common.privacy.mechanism import PrivateSum
+from fedward_common.privacy.randomness import SeededRandom
+from fedward_common.round import Training
+from fedward_common.wire import pack
+from fedward_server.state import State
+from fedward_simulations.bench.overhead import bundle_for
+from fedward_simulations.bench.ready import ReadySite
+from fedward_simulations.bench.step import one_thread
+from fedward_simulations.bench.table import Table, middle
+from fedward_simulations.cohort.doors import CohortDoors
+from fedward_simulations.cohort.engine import Cohort
+from fedward_simulations.cohort.records import FlatRecords
+from fedward_simulations.cohort.source import Source
+from fedward_simulations.cohort.stacking import Stack
+from fedward_simulations.grid import InProcessGrid, node_ids
+
+__all__ = ["measure"]
+
+CLIENTS, CLASSES = 50, 21
+GROUPS = ("adapter", "head")
+SHAPES = ((16, 8, 1.5), (16, 2, 3.0), (128, 2, 0.95))  # tokens, records a client, aim
+DP_AIM, OWN_AIM_MS = 1.10, 2.0
+WIDTHS = (32, 768)  # of eight adapted layers: 4,162 and 99,842 numbers
+
+Work = Callable[[], object]
+
+
+def measure(*, repeats: int = 5, clients: int = CLIENTS, model: ModelConfig | None = None) -> Table:
+    """Time every row in turn, after one time that is not counted.
+
+    Args:
+      repeats: how many.
+      clients: in the cohort.
+      model: the base; MiniLM without one.
+    """
+    base = load_base(model or ModelConfig(max_tokens=128))
+    adapted = adapt(base, AdapterConfig(method=Method.LORA, rank=8), classes=CLASSES, public_seed=0)
+    rows: list[tuple[str, ...]] = []
+    with one_thread():
+        for tokens, records, aim in SHAPES:
+            bench = _Bench.of(base, adapted, clients=clients, records=records, tokens=tokens)
+            rows += _speeds(bench, f"{tokens} tokens, {records} records a client", aim, repeats)
+        for width in WIDTHS:
+            rows.append(_own_cost(width, clients, repeats))
+    return Table(
+        title=f"The cohort engine, {clients} clients",
+        head=("what", "median (range)", "aim"),
+        rows=tuple(rows),
+        note=f"MiniLM, LoRA of rank 8 on query and value, and the head: {adapted.spec.size:,} numbers; CPU time, one "
+        f"thread; {repeats} rounds of each in turn.",
+    )
+
+
+def _speeds(bench: _Bench, shape: str, aim: float, repeats: int) -> list[tuple[str, ...]]:
+    took = _in_turn([bench.sequential, bench.together, bench.plain], repeats)
+    count = len(bench.works)
+    return [
+        (f"sequential, ms a client: {shape}", middle([1e3 * one / count for one, _, _ in took], digits=1), ""),
+        (f"cohort, ms a client: {shape}", middle([1e3 * ours / count for _, ours, _ in took], digits=1), ""),
+        (f"sequential over cohort: {shape}", middle([one / ours for one, ours, _ in took]), f"at least {aim:g}"),
+        (f"private over plain: {shape}", middle([ours / bare for _, ours, bare in took]), f"at most {DP_AIM:g}"),
+    ]
+
+
+def _in_turn(works: Sequence[Work], repeats: int) -> list[tuple[float, ...]]:
+    took = []
+    for number in range(repeats + 1):
+        order = works[::-1] if number % 2 else works  # none always finds the caches warm
+        seconds = {work: _cpu_seconds(work) for work in order}
+        took.append(tuple(seconds[work] for work in works))
+    return took[1:]
+
+
+def _cpu_seconds(work: Work) -> float:
+    began = time.process_time()
+    work()
+    return time.process_time() - began
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Bench:
+    """A resident model and clients with so many records of one length each, all of which enter the step."""
+
+    works: Sequence[LocalWork]
+    cohort: Cohort
+
+    @classmethod
+    def of(cls, base: Base, model: AdaptedModel, *, clients: int, records: int, tokens: int) -> _Bench:
+        held = _records(records, tokens)
+        works = [_work(base, model, held, name=f"client-{number}") for number in range(clients)]
+        return cls(works=works, cohort=Cohort(note=_stop))
+
+    def sequential(self) -> None:
+        for work in self.works:
+            work.done()
+
+    def together(self) -> None:
+        for outcome in self.cohort.compute(self.works):
+            if isinstance(outcome, Exception):
+                raise outcome
+
+    def plain(self) -> None:
+        """Without privacy, in the same physical batches."""
+        first, trainers = self.works[0], [work.trainer for work in self.works]
+        model, source = first.trainer.model, Source(trainers=trainers, features=None)
+        model.load(first.adapter)
+        stack = _PlainStack(model=model, groups=GROUPS, share=len(trainers[0].data.records))
+        every = [[np.array([record]) for record in range(stack.share)] for _ in trainers]
+        flat = FlatRecords.of(every, lengths=source.lengths)
+        sums = torch.zeros(len(trainers), stack.spec.size)
+        tokens = self.cohort.tokens // (stack.share * int(flat.widths[-1])) * stack.share * int(flat.widths[-1])
+        with stack.in_place():
+            for batch in flat.cuts(tokens=tokens, records=len(flat)):  # batches of whole clients
+                owners = torch.from_numpy(flat.owners[batch])
+                stack.expect(owners)
+                losses(source.logits(flat, batch), source.labels(flat, batch)).sum().backward()  # type: ignore[no-untyped-call]
+                sums[torch.unique(owners)] += torch.cat(stack.gradients(), dim=1)
+        start = torch.from_numpy(first.adapter.vector.copy())
+        (start - 0.5 * sums / stack.share - start).numpy()
+
+
+@dataclass(kw_only=True, eq=False)
+class _PlainStack(Stack):
+    """Keeps the sum over each client's records, which lie side by side, in place of their gradients."""
+
+    share: int
+
+    def _keep(self, layer: TrainedLayer, x: torch.Tensor, gradient: torch.Tensor) -> None:
+        tokens = self.share * x.shape[1]
+        x, gradient = x.reshape(-1, tokens, x.shape[2]), gradient.reshape(-1, tokens, gradient.shape[2])
+        self._add(layer.weight, torch.bmm(gradient.transpose(1, 2), x))
+        if layer.bias is not None:
+            self._add(layer.bias, gradient.sum(1))
+
+
+def _work(base: Base, model: AdaptedModel, held: Records, *, name: str) -> LocalWork:
+    count = len(held)
+    data = SiteData(records=held, nominal_units=count, validation=np.zeros(count, np.bool_))
+    return LocalWork(
+        trainer=LocalTrainer(
+            model=model, data=data, inputs=SiteInputs(base, held), randomness=SeededRandom(seed=0, site=name)
+        ),
+        round=1,
+        adapter=model.read(GROUPS),
+        training=Training(groups=GROUPS, local_steps=1, optimiser=LocalOptimiser.SGD, learning_rate=0.5),
+        step=PrivateSum(
+            sampling_rate=1.0, noise_multiplier=1.0, clip_norm=1.0, nominal_units=count, max_records_per_unit=1
+        ),
+        metric=None,
+    )
+
+
+def _records(count: int, tokens: int) -> Records:
+    return Records(
+        texts=tuple((("fever " * (tokens - 2)).strip(),) for _ in range(count)),  # with the two special tokens
+        labels=np.arange(count, dtype=np.int64) % CLASSES,
+        units=np.arange(count, dtype=np.int64),
+        unit_ids=tuple(str(number) for number in range(count)),
+        sites=None,
+    )
+
+
+def _own_cost(width: int, clients: int, repeats: int) -> tuple[str, ...]:
+    bundle = bundle_for(repeats + 1, width)
+    first = ReadySite.build(bundle)
+    sites = [first, *(ReadySite.build(bundle) for _ in range(clients - 1))]
+    state = State.initial(bundle.initial)
+    took = []
+    for number in range(repeats + 1):
+        after = State(adapter=state.adapter, finished=number, moments=state.moments)
+        plans = [_signed(site, after) for site in sites]
+        took.append(_cpu_seconds(partial(_deliver, sites, plans)) * 1e3 / clients)
+    what = f"Grid, ClientApp, site and gate without training, ms a client: {bundle.spec.size:,} numbers"
+    return what, middle(took[1:]), f"at most {OWN_AIM_MS:g}"
+
+
+def _signed(site: ReadySite, state: State) -> PlanParts:
+    own = site.plan(state).addressed_to(key_fingerprint(site.key.public_key()))
+    return PlanWriter(state.adapter, key=site.operator).parts(own)
+
+
+def _deliver(sites: Sequence[ReadySite], plans: Sequence[PlanParts]) -> None:
+    named = {f"client-{number}": site.site for number, site in enumerate(sites)}
+    doors = CohortDoors(sites=named, engine=Cohort(note=_stop), width=len(sites))
+    grid = InProcessGrid(client_app(doors.door_of), node_ids(named), ahead=doors)
+    pairs = zip(plans, grid.get_node_ids(), strict=True)
+    messages = [grid.create_message(pack(plan), "train", node, "1") for plan, node in pairs]
+    for reply in grid.send_and_receive(messages):
+        if not reply.has_content():
+            raise RuntimeError("a site of the bench raised")
+
+
+def _stop(line: str) -> None:
+    raise RuntimeError(f"the cohort could not be computed as one: {line}")

@@ -19,10 +19,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-told: dict[str, Any] = json.loads(sys.argv[1])
-site, courier, door = Path(told["site"]), Path(told["courier"]), Path(told["door"])
+# imported without an order, by whoever collects tests, it does nothing
+told: dict[str, Any] = json.loads(sys.argv[1]) if __name__ == "__main__" else {}
+site, courier, door = (Path(told.get(name, "/nowhere")) for name in ("site", "courier", "door"))
 own = courier / "state"  # the only place where the courier may write
-pid = int(told["pid"])
+pid = int(told.get("pid", 0))
 libc = ctypes.CDLL(None, use_errno=True)
 SEIZE, READV, WRITEV, PIDFD_OPEN, PIDFD_GETFD = 0x4206, 310, 311, 434, 438  # on x86_64
 
@@ -165,4 +166,5 @@ def main() -> None:
     print(json.dumps({"tried": tried(), "asked": asked() if told["ask"] else {}}))
 
 
-main()
+if __name__ == "__main__":
+    main()

@@ -12,10 +12,14 @@ from fedward_client.training import LocalTrainer
 from fedward_common.errors import OutputError, RoundAbandoned
 from fedward_common.privacy.accounting import epsilon
 from fedward_common.round import Code
+from fedward_server.checkpoint import Checkpoints
+from fedward_simulations.engines import Computing, Engine
 from fedward_simulations.folders import read_stopped
 from fedward_simulations.run import resume, run
 from support.federation import small_bench
 from support.watch import Recorder
+
+ONE_BY_ONE = Computing(engine=Engine.SEQUENTIAL)  # every message passes Site.answer, where tests can listen
 
 
 def test_a_run_directory_holds_what_people_use(tmp_path: Path) -> None:
@@ -56,6 +60,29 @@ def test_the_same_seed_gives_the_same_adapter_and_another_seed_another(tmp_path:
     assert digests[0] == digests[1] != digests[2]
 
 
+def test_both_engines_give_the_same_adapter_at_the_same_cost(tmp_path: Path) -> None:
+    bench = small_bench(tmp_path, sites=3, units=20)
+    both = []
+    for engine in (Engine.COHORT, Engine.SEQUENTIAL):
+        out = tmp_path / engine.value
+        summary = run(bench, out=out, view=Recorder(), computing=Computing(engine=engine, clients=2))
+        both.append((summary, Checkpoints(out / "checkpoints").latest(bench.prepared.bundle.spec).state.adapter))
+    (ours, adapter), (theirs, other) = both
+    assert (adapter - other).l2_norm() <= 1e-5 * (other - bench.prepared.bundle.initial).l2_norm()
+    assert ours["epsilon_by_site"] == theirs["epsilon_by_site"]
+    assert ours["bytes_up"] == theirs["bytes_up"]
+
+
+def test_a_goal_spends_at_no_site_that_is_not_needed(tmp_path: Path) -> None:
+    spent = []
+    for engine in (Engine.COHORT, Engine.SEQUENTIAL):
+        bench = small_bench(tmp_path, sites=4, units=20, rounds={"goal": 2})
+        summary = run(bench, out=tmp_path / engine.value, view=Recorder(), computing=Computing(engine=engine))
+        spent.append(summary["epsilon_by_site"])
+    assert spent[0] == spent[1]
+    assert min(spent[0].values()) == 0
+
+
 @pytest.mark.parametrize("stop", [{"stop_after": 1}, {"stop_after": 3}, {"stop_at_answer": 1}, {"stop_at_answer": 6}])
 def test_a_stopped_run_goes_on_bit_identically_at_the_same_cost(tmp_path: Path, stop: dict[str, Any]) -> None:
     whole = run(small_bench(tmp_path), out=tmp_path / "whole", view=Recorder())
@@ -88,19 +115,20 @@ def test_resume_refuses_other_data(tmp_path: Path) -> None:
         resume(changed, stopped, out=out, view=Recorder())
 
 
+@pytest.mark.parametrize("engine", [Engine.COHORT, Engine.SEQUENTIAL])
 def test_one_sites_fault_holds_the_run_there_and_ends_it_nowhere(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, engine: Engine
 ) -> None:
-    honest = LocalTrainer.train
+    honest = LocalTrainer.draw
 
     def faulty(self: LocalTrainer, round: int, *args: Any) -> Any:
         if round == 2 and self.data.records.unit_ids[0].startswith("unit-2"):
             raise RuntimeError("Jane Roe, born 1950")
         return honest(self, round, *args)
 
-    monkeypatch.setattr(LocalTrainer, "train", faulty)
+    monkeypatch.setattr(LocalTrainer, "draw", faulty)
     view = Recorder()
-    run(small_bench(tmp_path), out=tmp_path / "run", view=view)
+    run(small_bench(tmp_path), out=tmp_path / "run", view=view, computing=Computing(engine=engine))
     assert view.records[1].refused == {Code.UNAVAILABLE.value: 1}
     assert [record.replied for record in view.records] == [2, 1, 1, 1]
     everything = (tmp_path / "run" / "rounds.jsonl").read_text() + json.dumps(view.notes)
@@ -119,7 +147,7 @@ def test_a_site_that_raises_through_its_door_is_dropped(tmp_path: Path, monkeypa
 
     monkeypatch.setattr(Site, "answer", crash_once)
     view = Recorder()
-    run(small_bench(tmp_path), out=tmp_path / "run", view=view)
+    run(small_bench(tmp_path), out=tmp_path / "run", view=view, computing=ONE_BY_ONE)
     assert view.records[0].dropped == {"no_answer": 1}
 
 
@@ -136,7 +164,7 @@ def test_too_few_answers_abandon_and_retry_the_round_and_the_adapter_stays(
     monkeypatch.setattr(Site, "answer", garbled_twice)
     view = Recorder()
     bench = small_bench(tmp_path, rounds={"minimum": 2, "retries": 2})
-    run(bench, out=tmp_path / "run", view=view)
+    run(bench, out=tmp_path / "run", view=view, computing=ONE_BY_ONE)
     first, second = view.records[:2]
     assert (first.abandoned, first.attempt, second.abandoned, second.attempt) == (True, 1, False, 2)
     assert first.adapter_digest == bench.prepared.bundle.initial.digest
@@ -147,7 +175,7 @@ def test_a_run_without_answers_ends_with_its_checkpoint(tmp_path: Path, monkeypa
     monkeypatch.setattr(Site, "answer", lambda self, data: b"")
     view = Recorder()
     with pytest.raises(RoundAbandoned, match=re.escape("round 1 found fewer than 1 answers in 3 attempts")):
-        run(small_bench(tmp_path, rounds={"retries": 2}), out=tmp_path / "run", view=view)
+        run(small_bench(tmp_path, rounds={"retries": 2}), out=tmp_path / "run", view=view, computing=ONE_BY_ONE)
     assert len(view.records) == 3
     assert read_stopped(tmp_path / "run").checkpoint.state.finished == 0
 
@@ -163,10 +191,10 @@ def test_a_retry_costs_nothing_more(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(Site, "answer", lose_the_first)
     view = Recorder()
-    summary = run(small_bench(tmp_path, rounds={"minimum": 2}), out=tmp_path / "run", view=view)
+    summary = run(small_bench(tmp_path, rounds={"minimum": 2}), out=tmp_path / "run", view=view, computing=ONE_BY_ONE)
     assert view.records[0].abandoned
     assert lost[0] == lost[2]  # sent again byte for byte
-    untouched = run(small_bench(tmp_path), out=tmp_path / "other", view=Recorder())
+    untouched = run(small_bench(tmp_path), out=tmp_path / "other", view=Recorder(), computing=ONE_BY_ONE)
     assert summary["adapter_digest"] == untouched["adapter_digest"]
     assert summary["epsilon"] == untouched["epsilon"]
 

@@ -60,6 +60,15 @@ def test_a_message_is_delivered_once(grid: InProcessGrid) -> None:
     assert grid.pull_messages(["unknown"]) == []
 
 
+def test_messages_of_an_earlier_round_are_forgotten(grid: InProcessGrid, served: list[str]) -> None:
+    first, second, *_ = grid.push_messages(messages(grid, b"!"))
+    assert len(grid.pull_messages([first])) == 1
+    later = Message(pack(b"?"), grid.get_node_ids()[0], "train", group_id="2")
+    grid.push_messages([later])
+    assert grid.pull_messages([second]) == []
+    assert served == ["a"]
+
+
 def test_a_site_that_raises_gives_an_error_without_its_text(grid: InProcessGrid) -> None:
     replies = grid.send_and_receive(messages(grid, b"crash"))
     assert all(reply.has_error() for reply in replies)

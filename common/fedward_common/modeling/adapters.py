@@ -12,6 +12,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -29,7 +30,7 @@ from fedward_common.privacy.randomness import public_gaussian
 if TYPE_CHECKING:
     from peft import PeftModel
 
-__all__ = ["AdaptedModel", "CoreProjection", "adapt"]
+__all__ = ["AdaptedModel", "CoreProjection", "TrainedLayer", "adapt"]
 
 _SLOT = "default"  # peft's name of the one adapter
 
@@ -61,6 +62,22 @@ class CoreProjection(nn.Module):
         return projected
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class TrainedLayer:
+    """A linear layer with trained tensors, and their public names; ``bias`` is None where it has none."""
+
+    linear: nn.Linear
+    weight: str
+    bias: str | None
+
+    @property
+    def tensors(self) -> dict[str, nn.Parameter]:
+        """Its parameters by public name."""
+        parameters = dict(self.linear.named_parameters())
+        names = {"weight": self.weight, "bias": self.bias}
+        return {public: parameters[own] for own, public in names.items() if public is not None}
+
+
 class AdaptedModel(nn.Module):
     """Encoder, adapter and linear head: from token ids to logits.
 
@@ -74,10 +91,8 @@ class AdaptedModel(nn.Module):
         self.head = head
         self.pooling = base.pooling
         layers = _adapted_layers(encoder)
-        self._parameters_by_name: dict[str, nn.Parameter] = {
-            **{f"head.{name}": parameter for name, parameter in head.named_parameters()},
-            **_trained(layers, config),
-        }
+        self._trained = (TrainedLayer(linear=head, weight="head.weight", bias="head.bias"), *_trained(layers, config))
+        self._parameters_by_name = {name: value for layer in self._trained for name, value in layer.tensors.items()}
         self.frozen = _frozen(layers, config)
         self.spec = _spec(base, config, self._parameters_by_name)
 
@@ -106,6 +121,11 @@ class AdaptedModel(nn.Module):
         for name, parameter in self._parameters_by_name.items():
             parameter.requires_grad_(name in names)
         return [self._parameters_by_name[name] for name in names]
+
+    def trained_layers(self, groups: Iterable[str]) -> list[TrainedLayer]:
+        """The layers that hold the named groups' tensors: nothing else of the model is trained with them."""
+        names = self.spec.subset(groups).tensors
+        return [layer for layer in self._trained if layer.weight in names]
 
     def load(self, adapter: Adapter) -> None:
         """Copy an adapter, or a subset of one, into the model.
@@ -213,16 +233,16 @@ def _principal_factors(weight: NDArray[np.floating], rank: int) -> tuple[Vector,
     return (vt * (signs * root)[:, None]).astype(np.float32), (u * (signs * root)).astype(np.float32)
 
 
-def _trained(layers: Mapping[str, Any], config: AdapterConfig) -> dict[str, nn.Parameter]:
-    trained: dict[str, nn.Parameter] = {}
+def _trained(layers: Mapping[str, Any], config: AdapterConfig) -> list[TrainedLayer]:
+    trained: dict[str, nn.Linear] = {}
     for name, layer in layers.items():
         if config.method is Method.CORE:
-            trained[f"{name}.core"] = layer.lora_A[_SLOT].core.weight
+            trained[f"{name}.core"] = layer.lora_A[_SLOT].core
         else:
-            trained[f"{name}.lora_B"] = layer.lora_B[_SLOT].weight
+            trained[f"{name}.lora_B"] = layer.lora_B[_SLOT]
             if not config.freeze_a:
-                trained[f"{name}.lora_A"] = layer.lora_A[_SLOT].weight
-    return trained
+                trained[f"{name}.lora_A"] = layer.lora_A[_SLOT]
+    return [TrainedLayer(linear=linear, weight=name, bias=None) for name, linear in trained.items()]
 
 
 def _frozen(layers: Mapping[str, Any], config: AdapterConfig) -> dict[str, Vector]:

@@ -1,0 +1,145 @@
+"""From per-record gradients of many sites to one clipped sum for each: units, norms, factors, float64 totals.
+
+The clip factors are the mechanism's own. This module knows nothing of models, and adds no noise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from fedward_client.training import SUM_BLOCK
+from fedward_common.privacy.mechanism import MARGIN, PrivateSum
+from fedward_simulations.cohort.records import FlatRecords
+
+__all__ = ["ClippedSums", "clip_factors"]
+
+Ints = NDArray[np.int64]
+
+
+def clip_factors(norms: torch.Tensor, mechanism: PrivateSum) -> torch.Tensor:
+    """``mechanism.clip_factors`` where the norms are: on an accelerator without waiting for it.
+
+    Guarantees:
+      - The factors are bit by bit the mechanism's.
+    """
+    if norms.device.type != "cuda":  # MPS has no float64
+        return torch.from_numpy(mechanism.clip_factors(norms.cpu().numpy())).to(norms.device)
+    return _factors_there(norms, mechanism)
+
+
+def _factors_there(norms: torch.Tensor, mechanism: PrivateSum) -> torch.Tensor:
+    wide, clip_norm = norms.double(), mechanism.clip_norm
+    finite = torch.isfinite(wide)
+    scaled = clip_norm / (torch.where(finite, wide, 0.0) * MARGIN).clamp(min=clip_norm)
+    usable = finite & (scaled >= torch.finfo(torch.float32).tiny)
+    return torch.where(usable, scaled, 0.0).float()
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Rows:
+    """One row a unit for each tensor; ``broken`` says which units have a record that is not finite."""
+
+    parts: list[torch.Tensor]
+    broken: torch.Tensor | None
+    owners: Ints
+
+    def sliced(self, part: slice) -> _Rows:
+        broken = None if self.broken is None else self.broken[part]
+        return _Rows(parts=[p[part] for p in self.parts], broken=broken, owners=self.owners[part])
+
+    def plus(self, begun: _Rows | None) -> _Rows:
+        """With the first unit's part from the batch before added."""
+        if begun is None or begun.broken is None or self.broken is None:
+            return self
+        for part, before in zip(self.parts, begun.parts, strict=True):
+            part[:1] += before
+        self.broken[:1] |= begun.broken
+        return self
+
+
+class ClippedSums:
+    """One step's sum of clipped units for each of K sites: ``totals`` is ``(sites, numbers)`` in float64.
+
+    Guarantees:
+      - Each unit's mean gradient enters its own site's sum with joint L2 norm at most C, however records were batched.
+      - A unit whose gradient is not finite contributes zero, and changes nothing else: no other unit, no other site.
+      - Rows are summed in float32 by at most 16 of a site, then in float64.
+      - The same batches give bit-identical totals.
+    """
+
+    def __init__(self, *, sites: int, slices: Sequence[slice], mechanism: PrivateSum, device: torch.device) -> None:
+        """Start at zero. ``slices`` says where each tensor lies in the flat vector."""
+        self._slices, self._mechanism, self._device = list(slices), mechanism, device
+        wide = torch.device("cpu") if device.type == "mps" else device  # which has no float64
+        self.totals = torch.zeros(sites, self._slices[-1].stop, dtype=torch.float64, device=wide)
+        self._open: _Rows | None = None
+
+    def add(self, gradients: list[torch.Tensor], flat: FlatRecords, batch: slice) -> None:
+        """Take in a batch's per-record gradients, ``(n, numbers)`` for each tensor; they may be changed."""
+        owners = flat.owners[batch]
+        if self._open is None and bool(np.all(flat.shares[batch] == 1)):  # every unit is one record
+            return self._clip_and_add(_Rows(parts=gradients, broken=None, owners=owners))
+        rows = self._units(gradients, owners, flat.units[batch], flat.shares[batch]).plus(self._open)
+        self._open = None
+        if flat.goes_on(batch):
+            rows, self._open = rows.sliced(slice(-1)), rows.sliced(slice(-1, None))
+        return self._clip_and_add(rows)
+
+    def _units(self, gradients: list[torch.Tensor], owners: Ints, units: Ints, shares: NDArray[np.float32]) -> _Rows:
+        broken = ~torch.isfinite(_norms(gradients))
+        self._silence(gradients, broken)  # in a product with others 0 x NaN is NaN
+        _, first, where = np.unique(units, return_index=True, return_inverse=True)
+        place = np.argsort(np.argsort(first))[where]  # units in the order of the batch
+        means = self._matrix(place, torch.from_numpy(shares).to(self._device), len(first))
+        return _Rows(
+            parts=[means @ part for part in gradients],
+            broken=self._matrix(place, broken.float(), len(first)).sum(1) > 0,
+            owners=owners[np.sort(first)],
+        )
+
+    def _clip_and_add(self, rows: _Rows) -> None:
+        factors = clip_factors(_norms(rows.parts), self._mechanism)
+        if rows.broken is not None:
+            factors = factors.masked_fill(rows.broken, 0.0)
+        self._silence(rows.parts, factors == 0)
+        for chosen in _blocks(rows.owners):
+            places = torch.from_numpy(chosen).to(self._device)
+            sites, where = np.unique(rows.owners[chosen], return_inverse=True)
+            weights = self._matrix(where, factors[places], len(sites))
+            index = torch.from_numpy(sites).to(self.totals.device)
+            every = len(chosen) == len(rows.owners)
+            for part, at in zip(rows.parts, self._slices, strict=True):
+                summed = weights @ (part if every else part[places])
+                self.totals[:, at].index_add_(0, index, summed.to(self.totals.device, torch.float64))
+
+    def _silence(self, parts: list[torch.Tensor], rows: torch.Tensor) -> None:
+        if self._device.type == "cuda" or bool(rows.any()):  # on CUDA asking would wait for the device
+            for part in parts:
+                part.masked_fill_(rows.unsqueeze(1), 0.0)
+
+    def _matrix(self, rows: Ints, values: torch.Tensor, count: int) -> torch.Tensor:
+        # (count, n) with values[j] at (rows[j], j): a product with it sums in one fixed order, on every device
+        matrix = torch.zeros(count, len(rows), device=self._device)
+        matrix[torch.from_numpy(rows).to(self._device), torch.arange(len(rows), device=self._device)] = values
+        return matrix
+
+
+def _norms(parts: list[torch.Tensor]) -> torch.Tensor:
+    norms = [torch.linalg.vector_norm(part, dim=1) for part in parts]
+    joint: torch.Tensor = torch.linalg.vector_norm(torch.stack(norms), dim=0)
+    return joint
+
+
+def _blocks(owners: Ints) -> Iterator[Ints]:
+    # rows in sets that hold at most SUM_BLOCK of each site
+    order = np.argsort(owners, kind="stable")
+    _, starts, counts = np.unique(owners[order], return_index=True, return_counts=True)
+    within = np.empty(len(owners), np.int64)
+    within[order] = np.arange(len(owners)) - np.repeat(starts, counts)
+    for block in range(int(within.max(initial=-1)) // SUM_BLOCK + 1):
+        yield np.flatnonzero(within // SUM_BLOCK == block)

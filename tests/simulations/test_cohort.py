@@ -1,0 +1,235 @@
+"""The cohort engine against the sequential path: one result for each site, whatever is computed beside it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from fedward_client.data import Records, SiteData
+from fedward_client.training import LocalResult, LocalTrainer, LocalWork, SiteInputs
+from fedward_common.adapter import Adapter
+from fedward_common.config import LocalOptimiser
+from fedward_common.privacy.mechanism import PrivateMetric, PrivateSum
+from fedward_common.privacy.randomness import SeededRandom
+from fedward_common.round import Training
+from fedward_simulations.cohort.engine import Cohort
+from fedward_simulations.cohort.source import Source
+from fedward_simulations.run import Workbench
+from support.federation import small_bench, some_records
+
+METHODS = {
+    "core": {"method": "core", "rank": 4, "alpha": 16.0},
+    "lora": {"method": "lora", "rank": 4, "alpha": 16.0},
+    "frozen A": {"method": "lora", "rank": 4, "alpha": 16.0, "freeze_a": True},
+}
+SIZES = {"even": (8, 8, 8), "uneven": (1, 30, 4, 0, 13), "single": (1,), "empty": (0, 0)}
+ALMOST_NONE = 1e-8  # noise so small that the sums themselves are compared
+
+
+def noisy(multiplier: float, **changes: Any) -> PrivateSum:
+    values: dict[str, Any] = {
+        "sampling_rate": 0.7,
+        "noise_multiplier": multiplier,
+        "clip_norm": 0.5,
+        "nominal_units": 10,
+        "max_records_per_unit": 2,
+    }
+    return PrivateSum(**(values | changes))
+
+
+def somewhere(bench: Workbench) -> Adapter:
+    spec = bench.prepared.bundle.spec
+    return Adapter(spec=spec, vector=np.random.default_rng(5).normal(0, 0.2, spec.size).astype(np.float32))
+
+
+def training(*groups: str, steps: int = 1, optimiser: LocalOptimiser = LocalOptimiser.SGD) -> Training:
+    return Training(groups=groups, local_steps=steps, optimiser=optimiser, learning_rate=0.5)
+
+
+def paired(records: Records) -> Records:
+    return replace(records, texts=tuple((text, "chronic " + text[:9]) for (text,) in records.texts))
+
+
+def trainer_of(bench: Workbench, number: int, units: int, *, per_unit: int = 1, pairs: bool = False) -> LocalTrainer:
+    records = some_records(max(units, 1), seed=number, per_unit=per_unit)
+    records = paired(records) if pairs else records
+    everyone = np.full(records.unit_count, units == 0)  # a site without training units: all of them validate
+    return LocalTrainer(
+        model=bench.prepared.model,
+        data=SiteData(records=records, nominal_units=10, validation=everyone | (np.arange(len(everyone)) % 5 == 4)),
+        inputs=SiteInputs(bench.prepared.base, records),
+        randomness=SeededRandom(seed=3, site=f"site-{number}"),
+    )
+
+
+def works_of(
+    bench: Workbench, sizes: tuple[int, ...], wanted: Training, *, multiplier: float = 1.0, **data: Any
+) -> list[LocalWork]:
+    return [
+        LocalWork(
+            trainer=trainer_of(bench, number, units, **data),
+            round=1,
+            adapter=somewhere(bench),
+            training=wanted,
+            step=noisy(multiplier),
+            metric=PrivateMetric(noise_multiplier=1e-6, loss_cap=1.1),
+        )
+        for number, units in enumerate(sizes)
+    ]
+
+
+def silent(line: str) -> None:
+    raise AssertionError(line)
+
+
+def results(works: list[LocalWork], **engine: Any) -> list[LocalResult]:
+    found = Cohort(note=silent, **engine).compute(works)
+    assert all(isinstance(result, LocalResult) for result in found), found
+    return [result for result in found if isinstance(result, LocalResult)]
+
+
+def assert_same(ours: list[LocalResult], theirs: list[LocalResult]) -> None:
+    for one, other in zip(ours, theirs, strict=True):
+        assert (one.delta - other.delta).l2_norm() <= 1e-5 * max(other.delta.l2_norm(), 1e-30)
+        assert (one.metrics is None) == (other.metrics is None)
+        if one.metrics and other.metrics:
+            assert one.metrics.correct == pytest.approx(other.metrics.correct, rel=1e-5, abs=1e-5)
+            assert one.metrics.loss == pytest.approx(other.metrics.loss, rel=1e-5, abs=1e-5)
+
+
+@pytest.fixture(scope="module", params=METHODS)
+def bench(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Workbench:
+    return small_bench(tmp_path_factory.getbasetemp(), units=12, adapter=METHODS[request.param])
+
+
+@pytest.mark.parametrize("groups", [("head",), ("adapter",), ("adapter", "head")])
+@pytest.mark.parametrize("per_unit", [1, 3])
+@pytest.mark.parametrize("sizes", SIZES)
+def test_each_result_is_what_the_site_alone_would_give(
+    bench: Workbench, groups: tuple[str, ...], per_unit: int, sizes: str
+) -> None:
+    # where somebody takes part, noise is so small that the sums themselves are compared
+    multiplier = 1.0 if sizes == "empty" else ALMOST_NONE
+    works = works_of(bench, SIZES[sizes], training(*groups), multiplier=multiplier, per_unit=per_unit)
+    assert_same(results(works), [work.done() for work in works])
+
+
+def test_noise_is_each_sites_own(bench: Workbench) -> None:
+    works = works_of(bench, SIZES["uneven"], training("adapter", "head"))
+    ours = results(works)
+    assert_same(ours, [work.done() for work in works])
+    assert len({result.delta.to_bytes() for result in ours}) == len(ours)
+
+
+@pytest.mark.parametrize("optimiser", LocalOptimiser)
+@pytest.mark.parametrize("groups", [("head",), ("adapter", "head")])
+def test_several_local_steps_part_the_sites(
+    bench: Workbench, groups: tuple[str, ...], optimiser: LocalOptimiser
+) -> None:
+    works = works_of(bench, SIZES["uneven"], training(*groups, steps=3, optimiser=optimiser), per_unit=3)
+    assert_same(results(works), [work.done() for work in works])
+
+
+def test_texts_may_be_pairs(bench: Workbench) -> None:
+    works = works_of(bench, SIZES["uneven"], training("adapter"), multiplier=ALMOST_NONE, pairs=True)
+    assert works[1].trainer.inputs.texts.types is not None
+    assert_same(results(works), [work.done() for work in works])
+
+
+@pytest.mark.parametrize("tokens", [1, 17, 40, 10_000])
+def test_physical_batches_change_nothing(bench: Workbench, tokens: int) -> None:
+    works = works_of(bench, SIZES["uneven"], training("adapter", "head"), multiplier=ALMOST_NONE, per_unit=3)
+    assert_same(results(works, tokens=tokens), [work.done() for work in works])
+
+
+@pytest.mark.parametrize("steps", [1, 2])
+def test_the_same_works_give_bit_identical_results(bench: Workbench, steps: int) -> None:
+    works = works_of(bench, SIZES["uneven"], training("adapter", "head", steps=steps), per_unit=3)
+    for one, other in zip(results(works), results(works), strict=True):
+        assert one.delta.to_bytes() == other.delta.to_bytes()
+        assert one.metrics == other.metrics
+
+
+class Complaints(list[str]):
+    def __call__(self, line: str) -> None:
+        self.append(line)
+
+
+def test_one_sites_fault_is_one_sites_outcome(bench: Workbench, monkeypatch: pytest.MonkeyPatch) -> None:
+    works = works_of(bench, (5, 6, 7), training("adapter"))
+    expected = [work.done() for work in works]
+    honest = LocalTrainer.draw
+
+    def faulty(self: LocalTrainer, *arguments: Any) -> Any:
+        if self is works[1].trainer:
+            raise RuntimeError("Jane Roe")
+        return honest(self, *arguments)
+
+    monkeypatch.setattr(LocalTrainer, "draw", faulty)
+    first, second, third = Cohort(note=silent).compute(works)
+    assert isinstance(second, RuntimeError)
+    assert isinstance(first, LocalResult)
+    assert isinstance(third, LocalResult)
+    assert_same([first, third], [expected[0], expected[2]])
+
+
+def test_whatever_fails_for_all_is_computed_one_by_one(bench: Workbench, monkeypatch: pytest.MonkeyPatch) -> None:
+    works = works_of(bench, (5, 6, 7), training("adapter"))
+
+    def fail(*arguments: Any) -> Any:
+        raise IndexError("Jane Roe")
+
+    monkeypatch.setattr(Source, "logits", fail)
+    said = Complaints()
+    found = Cohort(note=said).compute(works)
+    assert said == ["the cohort failed (IndexError): its sites are computed one by one"]
+    assert_same([result for result in found if isinstance(result, LocalResult)], [work.done() for work in works])
+
+
+def test_out_of_memory_makes_batches_and_then_cohorts_smaller(
+    bench: Workbench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    works = works_of(bench, (5, 6, 7, 5), training("adapter", "head"), multiplier=ALMOST_NONE)
+    honest, sizes = Source.logits, []
+
+    def tight(self: Source, flat: Any, batch: slice) -> Any:
+        sizes.append(len(self.trainers))
+        if len(self.trainers) > 2:
+            raise MemoryError
+        return honest(self, flat, batch)
+
+    monkeypatch.setattr(Source, "logits", tight)
+    said = Complaints()
+    found = Cohort(note=said, tokens=200).compute(works)
+    assert said == [
+        "out of memory: physical batches of 100 tokens from here on",
+        "out of memory: physical batches of 50 tokens from here on",
+        "out of memory: 2 clients at a time from here on",
+    ]
+    assert_same([result for result in found if isinstance(result, LocalResult)], [work.done() for work in works])
+    assert max(sizes) == 4
+    assert sizes[-1] == 2
+
+
+def test_a_base_that_mixes_records_falls_back_and_says_so(bench: Workbench, monkeypatch: pytest.MonkeyPatch) -> None:
+    works = works_of(bench, (5, 6), training("adapter"), multiplier=ALMOST_NONE)
+    model = bench.prepared.model
+    honest = type(model).features
+
+    def unpadded(self: Any, ids: Any, mask: Any, types: Any = None) -> Any:
+        twice = (ids.repeat(2, 1), mask.repeat(2, 1), None if types is None else types.repeat(2, 1))
+        return honest(self, *twice)[: len(ids)]
+
+    monkeypatch.setattr(type(model), "features", unpadded)
+    said = Complaints()
+    Cohort(note=said).compute(works)
+    assert said == ["the base model mixes the records of a batch before a trained layer: sites are computed one by one"]
+
+
+def test_the_model_is_left_as_it_was(bench: Workbench) -> None:
+    works = works_of(bench, (5, 6), training("adapter", "head", steps=2))
+    results(works)
+    assert not any("forward" in vars(module) for module in bench.prepared.model.modules())

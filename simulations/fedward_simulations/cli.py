@@ -1,13 +1,15 @@
 """``fedward-sim``: what a researcher types. Light until a command needs more: heavy imports wait for checked input.
 
 Every error that fedward raises on purpose ends as one ``fedward: error:`` line and one ``hint:`` line on stderr.
-Exit codes: 0 done, 1 a run found too few answers, 2 wrong input, 130 stopped by Ctrl-C.
+Exit codes: 0 done, 1 a run found too few answers or one of a sweep failed, 2 wrong input, 130 stopped by Ctrl-C.
 """
 
 from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,6 +17,8 @@ import click
 import typer
 
 from fedward_common.errors import DataError, FedwardError, InputError, OutputError, RoundAbandoned
+from fedward_simulations.engines import BY_DEFAULT, Computing, Engine
+from fedward_simulations.ray.cluster import RayCluster
 
 if TYPE_CHECKING:
     from fedward_common.config import RunConfig
@@ -37,6 +41,18 @@ Lines = Annotated[bool, typer.Option("--lines", help="One plain line a round, al
 Settings = Annotated[
     list[str] | None, typer.Option("--set", metavar="A.B=VALUE", help="Change a value of the run file; repeatable.")
 ]
+EngineOption = Annotated[Engine, typer.Option("--engine", help="Many clients at once, or one after the other.")]
+RayAddress = Annotated[
+    str | None, typer.Option(metavar="HOST:PORT|auto", help="With --engine ray: a running Ray cluster, else its own.")
+]
+ClientCpus = Annotated[float, typer.Option(metavar="N", help="With --engine ray: CPU cores of a worker.")]
+ClientGpus = Annotated[
+    float | None, typer.Option(metavar="N", help="With --engine ray: GPUs of a worker. Default: 1 where there are any.")
+]
+Clients = Annotated[
+    int, typer.Option("--clients-per-batch", min=0, help="Clients computed at once; 0 chooses by the memory there is.")
+]
+DERIVED = "This output is derived from the data: treat it as you treat the data."
 RunDirectory = Annotated[Path, typer.Argument(metavar="DIR", help="A finished run's folder.")]
 
 
@@ -65,44 +81,98 @@ def demo(
 
 @app.command()
 def run(
-    run_file: Annotated[Path | None, typer.Argument(metavar="RUN.toml", help="The run file.")] = None,
+    run_file: Annotated[Path | None, typer.Argument(metavar="RUN.toml|@SCENARIO", help="The run file.")] = None,
     out: Annotated[Path | None, typer.Option(help="Result folder: missing or empty. Default: runs/NAME.")] = None,
     resume: Annotated[Path | None, typer.Option(metavar="DIR", help="Go on with the stopped run in DIR.")] = None,
     compare: Annotated[bool, typer.Option("--compare", help="Add head-only and the same run without privacy.")] = False,
     settings: Settings = None,
+    engine: EngineOption = Engine.COHORT,
+    clients: Clients = 0,
+    ray_address: RayAddress = None,
+    client_cpus: ClientCpus = 1.0,
+    client_gpus: ClientGpus = None,
     json_lines: Json = False,
     lines: Lines = False,
 ) -> None:
     """Simulate a run file on your own data, or go on with a stopped run."""
-    from fedward_common.config import RunConfig
-
+    cluster = RayCluster(address=ray_address, client_cpus=client_cpus, client_gpus=client_gpus)
+    computing = Computing(engine=engine, clients=clients, ray=cluster)
     if resume is not None:
         if run_file is not None or settings or out is not None or compare:
             raise InputError("--resume goes alone", hint="a stopped run goes on exactly as it was started")
         with _view(json_lines, lines) as view:
-            return _resume(resume, view)
+            return _resume(resume, view, computing=computing)
     if run_file is None:
         raise InputError("there is no run file", hint="`fedward-sim inspect FILE --write RUN.toml` writes one")
-    config = RunConfig.load(run_file, overrides=settings or [])
+    config = _load(str(run_file), settings)
     with _view(json_lines, lines) as view:
-        return _simulate(config, out or Path(config.output or f"runs/{config.name}"), view, compare=compare)
+        target = out or Path(config.output or f"runs/{config.name}")
+        return _simulate(config, target, view, compare=compare, computing=computing)
+
+
+@app.command()
+def prepare(
+    run_file: Annotated[Path, typer.Argument(metavar="RUN.toml", help="The run file.")],
+    out: Annotated[
+        Path | None, typer.Option(help="The bundle's folder: missing or empty. Default: bundles/NAME.")
+    ] = None,
+    settings: Settings = None,
+    json_lines: Json = False,
+) -> None:
+    """Make the bundle that a server without torch runs: `fedward-server run BUNDLE`. No data is read."""
+    from fedward_common.config import RunConfig
+    from fedward_simulations.folders import claim_folder, write_bundle
+
+    config = RunConfig.load(run_file, overrides=settings or [])
+    target = out or Path(f"bundles/{config.name}")
+    claim_folder(target)
+    if not json_lines:
+        typer.echo(f"loading base model {config.model.base}")
+    from fedward_simulations.prepare import prepare as make
+
+    bundle = make(config).bundle
+    write_bundle(target, bundle)
+    facts = {"bundle": str(target), "name": config.name, "run_id": bundle.run_id}
+    prepared = f"prepared {target} (run id {bundle.run_id}); now: fedward-server run {target}"
+    typer.echo(json.dumps(facts) if json_lines else prepared)
+
+
+@app.command()
+def scenarios() -> None:
+    """List the scenarios that `fedward-sim run @NAME` runs."""
+    from fedward_simulations.scenarios import describe, names
+
+    width = max(map(len, names())) + 3
+    for name in names():
+        typer.echo(f"{'@' + name:{width}}{describe(name)}")
 
 
 @app.command()
 def inspect(
     file: Annotated[
-        str, typer.Argument(metavar="FILE", help="CSV, TSV, JSON lines or Parquet, also .gz; or a hub name.")
+        str,
+        typer.Argument(
+            metavar="FILE", help="CSV, TSV, JSON lines or Parquet, also .gz; a hub name; a RUN.toml or @SCENARIO."
+        ),
     ],
     write: Annotated[Path | None, typer.Option(metavar="RUN.toml", help="Write a ready run file.")] = None,
+    plot: Annotated[Path | None, typer.Option(metavar="OUT.png", help="Draw the partition.")] = None,
     text: Annotated[list[str] | None, typer.Option(help="Text column; twice for a pair.")] = None,
     label: Annotated[str | None, typer.Option(help="Label column.")] = None,
     site: Annotated[str | None, typer.Option(help="Site column.")] = None,
     unit: Annotated[str | None, typer.Option(help="Column of the privacy unit, for example the patient.")] = None,
+    settings: Settings = None,
 ) -> None:
-    """Show a file's columns and counts, and write a run file with good defaults."""
+    """Show a file's columns and counts, and write a run file with good defaults; or show a run file's partition."""
     from fedward_simulations.inspect import inspect_file, render_toml, suggest
     from fedward_simulations.view import print_columns
 
+    if file.startswith("@") or file.endswith(".toml"):
+        if any((write, text, label, site, unit)):
+            raise InputError("a run file says by itself what its columns are", hint="give --plot and --set alone")
+        return _show_partition(_load(file, settings), plot)
+    if settings and plot is None:
+        raise InputError("--set changes a run file, and there is none", hint="give a RUN.toml, or --plot OUT.png")
     if write is not None and write.exists():
         raise OutputError(f"{write} exists", hint="give another name; a run file is never overwritten")
     summary = inspect_file(file)
@@ -111,7 +181,56 @@ def inspect(
     if write is not None:
         _write(write, render_toml(config, summary))
         typer.echo(f"wrote {write}; now: fedward-sim run {write}")
-    typer.echo("This output is derived from the data: treat it as you treat the data.")
+    if plot is not None:
+        return _show_partition(type(config).from_toml(config.to_toml(), overrides=settings or [], source=file), plot)
+    typer.echo(DERIVED)
+
+
+def _show_partition(config: RunConfig, plot: Path | None) -> None:
+    from fedward_simulations.deal import Deal, method_line
+    from fedward_simulations.report import draw_deal
+    from fedward_simulations.sources import read_source
+
+    source = read_source(config)
+    deal = Deal.of(source.sites, labels=config.task.labels, title=method_line(config.partition))
+    for line in (*deal.lines(), *source.notes):
+        typer.echo(line)
+    if plot is not None:
+        draw_deal(deal, plot)
+        typer.echo(f"wrote {plot}")
+    typer.echo(DERIVED)
+
+
+@app.command()
+def sweep(
+    sweep_file: Annotated[Path, typer.Argument(metavar="SWEEP.toml", help="Run file, values, seeds: docs/sweep.md.")],
+    out: Annotated[Path, typer.Option(help="Folder of the sweep: missing or empty, or an earlier one with --resume.")],
+    resume: Annotated[bool, typer.Option("--resume", help="Go on in that folder; finished runs stay.")] = False,
+    processes: Annotated[int | None, typer.Option(min=1, max=256, help="At a time; else the sweep file's.")] = None,
+    engine: EngineOption = Engine.COHORT,
+    clients: Clients = 0,
+    json_lines: Json = False,
+) -> None:
+    """Run a run file under many values and seeds, and make a table with intervals."""
+    from fedward_simulations.sweep.folder import SweepFolder
+    from fedward_simulations.sweep.plan import Plan
+    from fedward_simulations.sweep.sweeping import sweep as run_sweep
+    from fedward_simulations.sweep.view import choose_sweep_view
+
+    plan, file = Plan.load(sweep_file)
+    folder, computing = SweepFolder(root=out), Computing(engine=engine, clients=clients)
+    new = folder.go_on(plan) if resume else folder.begin(plan)
+    with choose_sweep_view(json_lines=json_lines) as view:
+        if new:
+            view.note(f"{new} runs are new since the sweep was last at work")
+        try:
+            summary = run_sweep(plan, folder, processes=processes or file.processes, view=view, computing=computing)
+        except KeyboardInterrupt:
+            resuming = f"fedward-sim sweep {sweep_file} --out {out} --resume"
+            _complain("stopped; finished runs are kept, also rounds of the others", resuming, word="note")
+            raise
+    if summary["failed"]:
+        raise typer.Exit(1)
 
 
 @app.command("eval")
@@ -162,6 +281,16 @@ def report(directory: RunDirectory) -> None:
         typer.echo(str(path))
 
 
+def _load(run_file: str, settings: list[str] | None) -> RunConfig:
+    from fedward_common.config import RunConfig
+
+    if run_file.startswith("@"):
+        from fedward_simulations.scenarios import load
+
+        return load(run_file[1:], overrides=settings or [])
+    return RunConfig.load(Path(run_file), overrides=settings or [])
+
+
 def _view(json_lines: bool, lines: bool) -> RunView:
     from fedward_simulations.view import OutputMode, choose_view
 
@@ -170,36 +299,48 @@ def _view(json_lines: bool, lines: bool) -> RunView:
     return choose_view(OutputMode.JSON if json_lines else OutputMode.LINES if lines else OutputMode.AUTO)
 
 
-def _simulate(config: RunConfig, out: Path, view: RunView, *, compare: bool) -> None:
+def _simulate(config: RunConfig, out: Path, view: RunView, *, compare: bool, computing: Computing = BY_DEFAULT) -> None:
     from fedward_simulations.folders import claim_folder
     from fedward_simulations.sources import read_source
 
     claim_folder(out)
-    view.preparing("reading data")
-    source = read_source(config)
-    view.preparing(f"loading base model {config.model.base}")
-    from fedward_simulations.compare import with_comparison
-    from fedward_simulations.run import Workbench
-    from fedward_simulations.run import run as run_rounds
+    with _started(computing, view) as ready:
+        view.preparing("reading data")
+        source = read_source(config)
+        for note in source.notes:
+            view.note(note)
+        view.preparing(f"loading base model {config.model.base}")
+        from fedward_simulations.compare import with_comparison
+        from fedward_simulations.run import Workbench
+        from fedward_simulations.run import run as run_rounds
 
-    bench = Workbench.open(config, source)
-    summary = _interruptible(out, lambda: run_rounds(bench, out=out, view=view))
-    view.finished(with_comparison(bench, summary, out=out, view=view) if compare else summary)
+        bench = Workbench.open(config, source)
+        summary = _interruptible(out, lambda: run_rounds(bench, out=out, view=view, computing=ready))
+        view.finished(with_comparison(bench, summary, out=out, view=view, computing=ready) if compare else summary)
 
 
-def _resume(out: Path, view: RunView) -> None:
+def _resume(out: Path, view: RunView, *, computing: Computing) -> None:
     from fedward_simulations.folders import read_stopped
     from fedward_simulations.sources import read_source
 
     stopped = read_stopped(out)
-    view.preparing("reading data")
-    source = read_source(stopped.bundle.config)
-    view.preparing(f"loading base model {stopped.bundle.config.model.base}")
-    from fedward_simulations.run import Workbench
-    from fedward_simulations.run import resume as resume_rounds
+    with _started(computing, view) as ready:
+        view.preparing("reading data")
+        source = read_source(stopped.bundle.config)
+        view.preparing(f"loading base model {stopped.bundle.config.model.base}")
+        from fedward_simulations.run import Workbench
+        from fedward_simulations.run import resume as resume_rounds
 
-    bench = Workbench.open(stopped.bundle.config, source, run_id=stopped.bundle.run_id)
-    view.finished(_interruptible(out, lambda: resume_rounds(bench, stopped, out=out, view=view)))
+        bench = Workbench.open(stopped.bundle.config, source, run_id=stopped.bundle.run_id)
+        view.finished(_interruptible(out, lambda: resume_rounds(bench, stopped, out=out, view=view, computing=ready)))
+
+
+@contextmanager
+def _started(computing: Computing, view: RunView) -> Iterator[Computing]:
+    if computing.engine is Engine.RAY:
+        view.preparing("starting Ray")
+    with computing.started() as ready:
+        yield ready
 
 
 def _interruptible(out: Path, work: Any) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from fedward_client.data import SiteData
 from fedward_client.training import SiteInputs
 from fedward_common.modeling.base import load_base
 from fedward_simulations.demo import head_only
+from fedward_simulations.engines import BY_DEFAULT, Computing
 from fedward_simulations.folders import write_summary
 from fedward_simulations.reference import ReferenceSite, reference_run
 from fedward_simulations.run import Workbench, run
@@ -20,7 +21,9 @@ from fedward_simulations.view import RunView
 __all__ = ["reference_sites", "with_comparison", "without_privacy"]
 
 
-def with_comparison(bench: Workbench, summary: dict[str, Any], *, out: Path, view: RunView) -> dict[str, Any]:
+def with_comparison(
+    bench: Workbench, summary: dict[str, Any], *, out: Path, view: RunView, computing: Computing = BY_DEFAULT
+) -> dict[str, Any]:
     """Run both baselines and add their accuracies to the summary, on disk too.
 
     'head only' is a run of its own, in ``compare/head-only``, at the same total epsilon. 'no privacy' is the flat twin
@@ -30,7 +33,8 @@ def with_comparison(bench: Workbench, summary: dict[str, Any], *, out: Path, vie
     comparison: dict[str, float] = {}
     if any(stage.train == ("head",) for stage in config.stages) and len(config.stages) > 1:
         view.note("comparison: a private head alone, at the same total epsilon")
-        alone = run(bench.with_config(head_only(config)), out=out / "compare" / "head-only", view=view)
+        own = bench.with_config(head_only(config))
+        alone = run(own, out=out / "compare" / "head-only", view=view, computing=computing)
         comparison["head only"] = alone["accuracy"]
     view.note("comparison: the same run without privacy")
     comparison["no privacy"] = without_privacy(bench)

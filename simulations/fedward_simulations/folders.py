@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,16 @@ from fedward_common.errors import OutputError
 from fedward_server.bundle import Bundle
 from fedward_server.checkpoint import Checkpoint, Checkpoints
 
-__all__ = ["StoppedRun", "claim_folder", "lay_out", "move_aside", "read_stopped", "read_summary", "write_summary"]
+__all__ = [
+    "StoppedRun",
+    "claim_folder",
+    "lay_out",
+    "move_aside",
+    "read_stopped",
+    "read_summary",
+    "write_bundle",
+    "write_summary",
+]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -70,6 +80,24 @@ def lay_out(out: Path, bundle: Bundle) -> None:
         bundle.save(out / "bundle")
     except OSError as error:
         raise OutputError(f"cannot write to {out}: {error.strerror}", hint="check the disk, or give --out") from None
+
+
+def write_bundle(out: Path, bundle: Bundle) -> None:
+    """Write a bundle into a new or empty folder, whole or not at all.
+
+    Raises:
+      OutputError: the folder cannot be written.
+    """
+    draft = out.with_name(f".{out.name}.part")
+    try:
+        shutil.rmtree(draft, ignore_errors=True)
+        draft.mkdir(parents=True)
+        bundle.save(draft)
+        draft.rename(out)  # takes the place of an empty folder, of nothing else
+    except OSError as error:
+        raise OutputError(f"cannot write to {out}: {error.strerror}", hint="check the disk, or give --out") from None
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
 
 
 def read_stopped(out: Path) -> StoppedRun:

@@ -366,7 +366,7 @@ COMMENTS = {
     "data.site": "the partition below follows this column",
     "data.unit": "all records with one value here are protected together",
     "task.labels": "",
-    "partition.method": "dirichlet (label skew), iid, or natural (data.site)",
+    "partition.method": "dirichlet (label skew), iid, pathological, quantity, or natural (data.site)",
     "partition.alpha": "smaller: labels more unequal between sites",
     "partition.sites": "virtual sites",
     "partition.minimum_units": "fewer at a site is an error",

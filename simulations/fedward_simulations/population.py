@@ -7,6 +7,7 @@ seeded (a named waiver, written into every guarantee), and its declared numbers 
 from __future__ import annotations
 
 import hashlib
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -18,7 +19,7 @@ from fedward_client.books.audit import AuditLine, Kind
 from fedward_client.data import Records, SiteData, nominal, split_validation
 from fedward_client.policy import SEEDED_RANDOMNESS, SitePolicy
 from fedward_client.release import Gate
-from fedward_client.round import MemoryOutbox, Site
+from fedward_client.round import Site
 from fedward_client.trainers import FixedTrainer
 from fedward_client.training import LocalTrainer, SiteInputs
 from fedward_common.codec import new_key
@@ -26,7 +27,9 @@ from fedward_common.config import RunConfig
 from fedward_common.privacy.grants import Budget
 from fedward_common.privacy.ledger import Ledger
 from fedward_common.privacy.randomness import SeededRandom
+from fedward_simulations.behaviour import Behaviour
 from fedward_simulations.prepare import Prepared
+from fedward_simulations.spool import Spool
 
 __all__ = ["Population", "Watcher", "site_data"]
 
@@ -72,6 +75,7 @@ class Population:
         inputs: Mapping[str, SiteInputs],
         entries: Mapping[str, list[dict[str, Any]]] | None = None,
         keys: Mapping[str, Ed25519PrivateKey] | None = None,
+        behaviour: Behaviour | None = None,
     ) -> Population:
         """Set every site up.
 
@@ -83,18 +87,21 @@ class Population:
           inputs: each site's token ids and feature cache.
           entries: ledger entries of a checkpoint, to go on from.
           keys: signing keys by site; fresh ones otherwise.
+          behaviour: what each site allows and has spent before, and its clock; every site is willing without.
         """
         config = prepared.bundle.config
         budget = Budget(epsilon=config.privacy.epsilon, delta=config.privacy.delta)
         past = entries or {}
         ledgers = {name: Ledger.restore(past.get(name, []), budget=budget) for name in data}
         keys = keys or {name: new_key() for name in data}
+        if behaviour:
+            behaviour.burden(ledgers)
         policy = _policy(prepared)
-        sites = {}
+        sites, spool = {}, Spool()
         for name, held in data.items():
             randomness = SeededRandom(seed=config.seed, site=name)
             sites[name] = Site(
-                policy=policy,
+                policy=behaviour.policy(name, policy) if behaviour else policy,
                 operator=operator,
                 ledger=ledgers[name],
                 trainers=FixedTrainer(
@@ -112,9 +119,9 @@ class Population:
                     max_update_bytes=policy.max_update_bytes,
                     ledger=ledgers[name],
                 ),
-                outbox=MemoryOutbox(),
+                outbox=spool.outbox(name),
                 audit=_Noted(site=name, watcher=watcher),
-                randomness=randomness,
+                clock=behaviour.now if behaviour else time.time,
             )
         return cls(
             sites=sites,

@@ -1,7 +1,7 @@
-"""Pictures of a run directory: accuracy and loss, epsilon and bytes, from rounds.jsonl and summary.json.
+"""Pictures: of a run directory, from rounds.jsonl and summary.json; and of a partition, before any run.
 
-It reads files and writes files, and knows nothing of models, sites or the loop; what a run never wrote is left out of
-the pictures.
+It reads files and writes files, and knows nothing of models, records or the loop; what a run never wrote is left out
+of the pictures.
 
 Example:
     >>> load_rounds(Path("no-such-run"))
@@ -22,13 +22,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from fedward_common.errors import OutputError
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["draw_plots", "load_rounds"]
+    from fedward_simulations.deal import Deal
+
+__all__ = ["draw_deal", "draw_plots", "load_rounds"]
 
 MOST_BARS = 40  # sites; beyond, a histogram
 LONGEST = 32  # characters of a name
@@ -105,10 +110,10 @@ def draw_plots(directory: Path) -> list[Path]:
     return list(drawn)
 
 
-def _save(figure: Figure, path: Path) -> None:
+def _save(figure: Figure, path: Path, *, kind: str | None = None) -> None:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph")  # a site's name that the font lacks costs letters, no more
-        figure.savefig(path, dpi=DPI)
+        figure.savefig(path, dpi=DPI, format=kind)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -279,6 +284,73 @@ def _cumulative(values: Mapping[int, float]) -> dict[int, float]:
 
 def _scale(most: float) -> tuple[float, str]:
     return next(((power, unit) for power, unit in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")) if most >= power), (1.0, "B"))
+
+
+def draw_deal(deal: Deal, path: Path) -> None:
+    """Draw who has what: the share of each label at each site, and how many units are there.
+
+    Up to 40 sites have their names. More are sorted by their commonest label, then by size, and drawn as one field.
+
+    Args:
+      deal: the partition.
+      path: a PNG file; one that is there is replaced.
+
+    Raises:
+      OutputError: the file cannot be written.
+    """
+    many = len(deal.sites) > MOST_BARS
+    rows = _by_label(deal) if many else np.arange(len(deal.sites))
+    figure = _figure(height=7.5 if many else 3.4 + 0.24 * len(deal.sites))
+    field, sizes = figure.subplots(1, 2, sharey=True, width_ratios=(3, 2))
+    _field(field, deal, rows, figure)
+    _sizes(sizes, deal, rows, many=many)
+    if many:
+        field.set_ylabel(f"{len(deal.sites):,} sites, by their commonest label")
+    else:
+        field.set_yticks(rows, [_text(deal.sites[row]) for row in rows])
+    figure.suptitle(f"Partition: {deal.title}", x=0.02, ha="left", fontsize=13, fontweight="bold", color=INK)
+    try:
+        _save(figure, path, kind="png")
+    except OSError as error:
+        raise OutputError(f"cannot write {path}: {error.strerror}", hint="give a folder that exists") from None
+
+
+def _by_label(deal: Deal) -> NDArray[np.int64]:
+    order: NDArray[np.int64] = np.lexsort((-deal.units, deal.counts.argmax(1)))
+    return order
+
+
+def _field(axes: Axes, deal: Deal, rows: NDArray[np.int64], figure: Figure) -> None:
+    shares = deal.counts[rows] / deal.counts[rows].sum(1, keepdims=True)
+    image = axes.imshow(shares, aspect="auto", cmap="Blues", vmin=0.0, interpolation="nearest")
+    bar = figure.colorbar(image, ax=axes, location="top", shrink=0.6, aspect=40, format=_percent)
+    bar.set_label("share of the site's records", fontsize=9, color=INK)
+    bar.outline.set_visible(False)
+    bar.ax.tick_params(labelsize=8, length=2)
+    axes.spines[:].set_visible(False)
+    axes.tick_params(colors=INK, labelsize=8, length=0)
+    if len(deal.labels) <= MOST_BARS:
+        axes.set_xticks(range(len(deal.labels)), [_text(label) for label in deal.labels], rotation=90)
+    axes.set_xlabel(f"{len(deal.labels)} labels", fontsize=9, labelpad=12)
+
+
+def _sizes(axes: Axes, deal: Deal, rows: NDArray[np.int64], *, many: bool) -> None:
+    places, units, shared = np.arange(len(rows)), deal.units[rows], deal.shared[rows]
+    _plain_axes(axes)
+    axes.grid(visible=False)
+    axes.barh(places, units, height=1.0 if many else 0.62, color=BLUE, label="units")
+    if deal.at_several:
+        axes.barh(places, shared, height=1.0 if many else 0.62, color=ORANGE, label="of them at other sites too")
+        axes.legend(loc="lower left", bbox_to_anchor=(0.0, 1.0), frameon=False, fontsize=9)
+    if not many:
+        for place, value in zip(places, units, strict=True):
+            axes.annotate(
+                f"{value:,}", (value, place), xytext=(4, 0), textcoords="offset points", va="center", fontsize=8
+            )
+        axes.margins(x=0.15)
+    axes.tick_params(axis="y", length=0, labelleft=False)
+    axes.locator_params(axis="x", nbins=5)
+    axes.set_xlabel("\n".join([deal.lines()[1], deal.lines()[3]]), fontsize=9)
 
 
 def _figure(*, height: float) -> Figure:

@@ -9,10 +9,13 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from fedward_client.app import client_app
 from fedward_client.data import SiteData
@@ -29,16 +32,24 @@ from fedward_server.export import export_adapter
 from fedward_server.loop import Coordinator, EnrolledSite
 from fedward_server.records import RoundLog
 from fedward_server.state import State
+from fedward_simulations.behaviour import Behaviour, Carrier
+from fedward_simulations.cohort.doors import CohortDoors
+from fedward_simulations.cohort.engine import Cohort
+from fedward_simulations.cohort.memory import sites_that_fit
+from fedward_simulations.engines import BY_DEFAULT, Computing, Engine
 from fedward_simulations.evaluation import TestEvaluator
 from fedward_simulations.folders import StoppedRun, lay_out, write_summary
 from fedward_simulations.grid import InProcessGrid, node_ids
 from fedward_simulations.population import Population, Watcher, site_data
-from fedward_simulations.prepare import Prepared, prepare, public_base_name
+from fedward_simulations.prepare import Prepared, prepare
 from fedward_simulations.report import draw_plots, load_rounds
 from fedward_simulations.sources import Source
 from fedward_simulations.view import RunView
 
-__all__ = ["Workbench", "fedavg_bytes", "resume", "run"]
+if TYPE_CHECKING:
+    from fedward_simulations.ray.engine import RaySites
+
+__all__ = ["Workbench", "fedavg_bytes", "resume", "run", "serving"]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -92,19 +103,20 @@ class Workbench:
         return Checkpoint(run_id=bundle.run_id, state=State.initial(bundle.initial), heads={}, extra=extra)
 
 
-def run(bench: Workbench, *, out: Path, view: RunView) -> dict[str, Any]:
+def run(bench: Workbench, *, out: Path, view: RunView, computing: Computing = BY_DEFAULT) -> dict[str, Any]:
     """Simulate a run from round 1.
 
     Args:
       bench: the data and model.
       out: an empty or missing folder.
       view: watches.
+      computing: by which engine.
 
     Returns:
       The summary, as in summary.json.
 
     Guarantees:
-      - Same config, data and machine: a bit-identical adapter, also across a stop and ``resume``.
+      - Same config, data, machine and computing: a bit-identical adapter, also across a stop and ``resume``.
 
     Raises:
       FedwardError: a run that cannot go on; the last checkpoint stands.
@@ -112,10 +124,12 @@ def run(bench: Workbench, *, out: Path, view: RunView) -> dict[str, Any]:
     lay_out(out, bench.prepared.bundle)
     start = bench.start()
     Checkpoints(out / "checkpoints").save(start.state, run_id=start.run_id, heads={}, extra=start.extra)
-    return _continue(bench, start, out=out, view=view)
+    return _continue(bench, start, out=out, view=view, computing=computing)
 
 
-def resume(bench: Workbench, stopped: StoppedRun, *, out: Path, view: RunView) -> dict[str, Any]:
+def resume(
+    bench: Workbench, stopped: StoppedRun, *, out: Path, view: RunView, computing: Computing = BY_DEFAULT
+) -> dict[str, Any]:
     """Go on from a stopped run's last checkpoint.
 
     Raises:
@@ -125,7 +139,7 @@ def resume(bench: Workbench, stopped: StoppedRun, *, out: Path, view: RunView) -
     if not same_base or bench.source.digest != stopped.checkpoint.extra["data"]:
         raise OutputError(f"data or base model of the run in {out} changed since it stopped", hint="start a new run")
     RoundLog(out / "rounds.jsonl").rewind(finished=stopped.checkpoint.state.finished)
-    return _continue(bench, stopped.checkpoint, out=out, view=view)
+    return _continue(bench, stopped.checkpoint, out=out, view=view, computing=computing)
 
 
 def _check_promise(config: RunConfig, data: Mapping[str, SiteData]) -> None:
@@ -139,10 +153,15 @@ def _check_promise(config: RunConfig, data: Mapping[str, SiteData]) -> None:
     Quote.of(config.terms)
 
 
-def _continue(bench: Workbench, start: Checkpoint, *, out: Path, view: RunView) -> dict[str, Any]:
+def _continue(bench: Workbench, start: Checkpoint, *, out: Path, view: RunView, computing: Computing) -> dict[str, Any]:
     began = time.perf_counter() - float(start.extra["seconds"])
     bundle = bench.prepared.bundle
-    operator = new_key()
+    operator, keys = new_key(), {name: new_key() for name in bench.data}
+    if computing.engine is Engine.RAY and bundle.config.simulation is not None:
+        raise ConfigError(
+            "[simulation] does not go with Ray's engine", hint="use --engine cohort, or leave the table out"
+        )
+    behaviour = Behaviour.of(bundle.config, bench.data, keys=keys, operator=operator.public_key())
     population = Population.build(
         bench.prepared,
         bench.data,
@@ -150,37 +169,84 @@ def _continue(bench: Workbench, start: Checkpoint, *, out: Path, view: RunView) 
         watcher=Watcher(caching=view.caching, note=view.note),
         inputs=bench.inputs,
         entries=start.extra["ledgers"],
+        keys=keys,
+        behaviour=behaviour,
     )
-    nodes = node_ids(population.sites)
+    with serving(bench, population, computing, operator=operator, keys=keys, note=view.note) as (grid, nodes, books):
 
-    def extra() -> dict[str, Any]:
-        seconds = time.perf_counter() - began
-        return {"data": bench.source.digest, "seconds": seconds, "ledgers": population.export_ledgers()}
+        def extra() -> dict[str, Any]:
+            seconds = time.perf_counter() - began
+            return {"data": bench.source.digest, "seconds": seconds, "ledgers": books.export_ledgers()}
 
-    coordinator = Coordinator(
-        bundle=bundle,
-        key=operator,
-        sites={node: EnrolledSite(name=name, key=population.keys[name]) for node, name in nodes.items()},
-        evaluator=bench.evaluator,
-        observer=view,
-        checkpoints=Checkpoints(out / "checkpoints"),
-        log=RoundLog(out / "rounds.jsonl"),
-        heads=dict(start.heads),
-        extra=extra,
-        spent=lambda: max(_epsilons(population, bundle).values()),
+        coordinator = Coordinator(
+            bundle=bundle,
+            key=operator,
+            sites={node: EnrolledSite(name=name, key=population.keys[name]) for node, name in nodes.items()},
+            evaluator=bench.evaluator,
+            observer=view,
+            checkpoints=Checkpoints(out / "checkpoints"),
+            log=RoundLog(out / "rounds.jsonl"),
+            heads=dict(start.heads),
+            missed=dict(start.missed),
+            extra=extra,
+            spent=lambda: max(_epsilons(books, bundle).values()),
+            clock=behaviour.now,
+            sleep=behaviour.sleep,
+        )
+        view.started(config=bundle.config, sites=population.nominal_units, out=out)
+        state = _drive(coordinator, behaviour.around(grid, nodes), start.state)
+        epsilons = _epsilons(books, bundle)
+    return _finish(bench, state, epsilons, out=out, seconds=lambda: time.perf_counter() - began)
+
+
+@contextmanager
+def serving(
+    bench: Workbench,
+    population: Population,
+    computing: Computing,
+    *,
+    operator: Ed25519PrivateKey,
+    keys: Mapping[str, Ed25519PrivateKey],
+    note: Callable[[str], None],
+) -> Iterator[tuple[RaySites | InProcessGrid, Mapping[int, str], RaySites | Population]]:
+    """The Grid that reaches the sites, the site at each of its nodes, and who has their ledgers."""
+    if computing.engine is not Engine.RAY:
+        doors = _doors(bench, population, computing, note=note)
+        door_of = doors.door_of if doors else population.sites.__getitem__
+        nodes = node_ids(population.sites)
+        yield InProcessGrid(client_app(door_of), nodes, ahead=doors), nodes, population
+        return
+    from fedward_simulations.ray.engine import RaySites
+    from fedward_simulations.ray.sites import Description
+
+    told = Description.of(bench.prepared.bundle, bench.data, operator=operator.public_key(), keys=keys)
+    with (
+        computing.started() as ready,
+        RaySites.open(told, room=ready.room or {}, note=note, entries=population.export_ledgers()) as sites,
+    ):
+        yield sites, sites.nodes, sites
+
+
+def _epsilons(books: RaySites | Population, bundle: Bundle) -> dict[str, float]:
+    return books.epsilon_by_site(bundle.run_id, delta=bundle.config.privacy.delta)
+
+
+def _doors(
+    bench: Workbench, population: Population, computing: Computing, *, note: Callable[[str], None]
+) -> CohortDoors | None:
+    if computing.engine is Engine.SEQUENTIAL:
+        return None
+    spec, model = bench.prepared.bundle.spec, bench.prepared.model
+    return CohortDoors(
+        sites=population.sites,
+        engine=Cohort(note=note),
+        width=computing.clients or sites_that_fit(spec.size, model.device),
+        goal=bench.prepared.bundle.config.rounds.goal,
     )
-    view.started(config=bundle.config, sites=population.nominal_units, out=out)
-    state = _drive(coordinator, population, nodes, start.state)
-    return _finish(bench, state, _epsilons(population, bundle), out=out, seconds=lambda: time.perf_counter() - began)
 
 
-def _epsilons(population: Population, bundle: Bundle) -> dict[str, float]:
-    return population.epsilon_by_site(bundle.run_id, delta=bundle.config.privacy.delta)
-
-
-def _drive(coordinator: Coordinator, population: Population, nodes: Mapping[int, str], state: State) -> State:
+def _drive(coordinator: Coordinator, grid: Carrier, state: State) -> State:
     finished: list[State] = []
-    grid = InProcessGrid(client_app(population.sites.__getitem__), nodes)
     grid.drive(server_app(coordinator, state, done=finished.append))
     return finished[0]
 
@@ -214,7 +280,7 @@ def _finish(
         "epsilon_by_site": dict(epsilons),
         "out": str(out),
     }
-    export_adapter(out / "adapter", state.adapter, bundle=bundle, base_name=public_base_name(config), summary=summary)
+    export_adapter(out / "adapter", state.adapter, bundle=bundle, summary=summary)
     write_summary(out, summary)
     draw_plots(out)
     return summary

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
 from fedward_client.data import Records, load_records
-from fedward_common.config import RunConfig
+from fedward_common.config import PartitionMethod, Placement, RunConfig
 from fedward_common.errors import DataError
-from fedward_simulations.partition import holdout, partition
+from fedward_simulations.faults import with_flipped_labels
+from fedward_simulations.partition import Ints, holdout, moved_units, partition, units_at_several
 from fedward_simulations.quickstart import icd_phrases
 
 __all__ = ["BUILT_IN", "Source", "read_source"]
@@ -20,11 +22,15 @@ BUILT_IN = "icd10cm"
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Source:
-    """What a run starts from: each site's records, the coordinator's test records, and a digest of all of them."""
+    """What a run starts from: each site's records, the coordinator's test records, and a digest of all of them.
+
+    ``notes`` are sentences for whoever simulates: units that lie, or would have lain, at several sites.
+    """
 
     sites: dict[str, Records]
     test: Records
     digest: str
+    notes: tuple[str, ...] = ()
 
 
 def read_source(config: RunConfig) -> Source:
@@ -44,11 +50,23 @@ def read_source(config: RunConfig) -> Source:
     else:
         raise DataError("there is no data to evaluate on", hint="set data.test, or data.test_fraction above 0")
     parts = partition(train, config.partition, seed=config.seed)
+    sites = {name: train.select(indices) for name, indices in parts.items()}
     return Source(
-        sites={name: train.select(indices) for name, indices in parts.items()},
+        sites=with_flipped_labels(config, sites),
         test=test,
         digest=_digest(records, test),
+        notes=_notes(config, train, parts),
     )
+
+
+def _notes(config: RunConfig, records: Records, sites: Mapping[str, Ints]) -> tuple[str, ...]:
+    if config.partition.units is Placement.SPLIT:
+        count = units_at_several(records, sites)
+        what = "lie at several sites, each of which protects its part of them: the epsilons of those sites add up"
+    else:
+        count = moved_units(records) if config.partition.method is PartitionMethod.NATURAL else 0
+        what = "have records under several values of data.site; each lies wholly where it has most of them"
+    return (f"{count} of {records.unit_count} units {what}",) if count else ()
 
 
 def _records(config: RunConfig, source: str) -> Records:

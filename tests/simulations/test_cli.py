@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from fedward_server.bundle import Bundle
 from fedward_simulations.cli import main
 from fedward_simulations.demo import quick_config
 from support.tiny import tiny_base
@@ -93,6 +94,23 @@ def test_eval_on_a_file(command: Command, demo: Path, tmp_path: Path) -> None:
     assert "macro" in command("eval", demo, "--data", file).lower()
 
 
+def test_prepare_makes_a_bundle_for_a_server_without_torch(command: Command, tmp_path: Path) -> None:
+    base = tiny_base(tmp_path / "base").base
+    (tmp_path / "run.toml").write_text(
+        f'schema = 1\nname = "wards"\n[model]\nbase = "{base}"\n[task]\nlabels = ["lung", "skin"]\n'
+        '[data]\ntrain = "there-is-no-such.csv"\n[privacy]\ndelta = 1e-4\n'
+    )
+    out = tmp_path / "bundles" / "wards"
+    told = command("prepare", tmp_path / "run.toml", "--out", out, "--set", "adapter.rank=2")
+    assert f"fedward-server run {out}" in told
+    bundle = Bundle.load(out)
+    assert bundle.run_id in told
+    assert (bundle.config.adapter.rank, bundle.spec.rank) == (2, 2)
+    facts = json.loads(command("prepare", tmp_path / "run.toml", "--out", tmp_path / "again", "--json"))
+    assert facts["name"] == "wards"
+    assert facts["run_id"] != bundle.run_id
+
+
 def test_report_draws_the_plots_again(command: Command, demo: Path) -> None:
     for plot in (demo / "plots").iterdir():
         plot.unlink()
@@ -117,6 +135,28 @@ def test_inspect_writes_a_run_file_that_runs(command: Command, tmp_path: Path) -
     assert summary["accuracy"] > summary["majority_accuracy"]
     assert "model.base" not in (out / "run.toml").read_text()
     assert base in (out / "run.toml").read_text()
+
+
+def test_inspect_draws_the_partition_of_a_run_file_of_a_scenario_or_of_a_bare_file(
+    command: Command, tmp_path: Path
+) -> None:
+    rows = [f"cough and fever on day {n},{'lung' if n % 2 else 'skin'}" for n in range(400)]
+    (tmp_path / "wards.csv").write_text("\n".join(["note,organ", *rows]))
+    command("inspect", tmp_path / "wards.csv", "--write", tmp_path / "run.toml")
+    shown = {
+        command("inspect", what, "--plot", tmp_path / f"{number}.png", "--set", "partition.sites=4")
+        for number, what in enumerate([tmp_path / "run.toml", "@ten-hospitals", tmp_path / "wards.csv"], start=1)
+    }
+    for text in shown:
+        assert "dirichlet, alpha 0.5: 4 sites" in text and "units at several sites: 0" in text
+        assert "derived from the data" in text
+    assert all((tmp_path / f"{n}.png").read_bytes().startswith(b"\x89PNG") for n in (1, 2, 3))
+    assert "4 sites" in command("inspect", "@ten-hospitals", "--set", "partition.sites=4")
+
+
+def test_scenarios_are_listed_with_a_line_each(command: Command) -> None:
+    lines = command("scenarios").splitlines()
+    assert len(lines) == 7 and all(re.match(r"@[a-z-]+ +[A-Z]\S* \S+", line) for line in lines)
 
 
 def test_compare_adds_head_only_and_no_privacy(command: Command, tmp_path: Path) -> None:

@@ -5,7 +5,16 @@ from pathlib import Path
 import pytest
 
 from fedward_common.errors import OutputError
-from fedward_simulations.folders import claim_folder, move_aside, read_stopped, read_summary, write_summary
+from fedward_server.bundle import Bundle
+from fedward_simulations.folders import (
+    claim_folder,
+    move_aside,
+    read_stopped,
+    read_summary,
+    write_bundle,
+    write_summary,
+)
+from support.coordinating import bundle_of
 
 
 def test_missing_and_empty_folders_are_free(tmp_path: Path) -> None:
@@ -42,6 +51,21 @@ def test_a_summary_is_whole_or_absent(tmp_path: Path, monkeypatch: pytest.Monkey
         with pytest.raises(OutputError, match="No space left"):
             write_summary(tmp_path, {"accuracy": 0.9})
     assert read_summary(tmp_path) == {"accuracy": 0.5}
+
+
+def test_a_bundle_is_whole_or_absent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*args: object, **kwargs: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_bytes", full)
+        with pytest.raises(OutputError, match="No space left"):
+            write_bundle(tmp_path / "deep" / "bundle", bundle_of())
+    assert list((tmp_path / "deep").iterdir()) == []
+    (tmp_path / "deep" / "bundle").mkdir()
+    write_bundle(tmp_path / "deep" / "bundle", bundle_of())
+    assert Bundle.load(tmp_path / "deep" / "bundle").run_id == bundle_of().run_id
+    assert [path.name for path in (tmp_path / "deep").iterdir()] == ["bundle"]
 
 
 def test_a_folder_without_a_run_has_nothing_to_resume(tmp_path: Path) -> None:

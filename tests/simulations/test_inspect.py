@@ -298,7 +298,7 @@ label = "label"
 unit = "patient"  # all records with one value here are protected together
 
 [partition]
-method = "dirichlet"  # dirichlet (label skew), iid, or natural (data.site)
+method = "dirichlet"  # dirichlet (label skew), iid, pathological, quantity, or natural (data.site)
 alpha = 0.5  # smaller: labels more unequal between sites
 sites = 2  # virtual sites
 minimum_units = 20  # fewer at a site is an error

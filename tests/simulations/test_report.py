@@ -5,10 +5,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from fedward_common.errors import OutputError
-from fedward_simulations.report import draw_plots, load_rounds
+from fedward_simulations.deal import Deal
+from fedward_simulations.report import draw_deal, draw_plots, load_rounds
 from support.told import SUMMARY, config, record
 
 PNG = b"\x89PNG"
@@ -88,3 +90,31 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "plots").write_text("in the way", encoding="utf-8")
     with pytest.raises(OutputError, match="cannot write plots"):
         draw_plots(tmp_path)
+
+
+class TestDeal:
+    @pytest.mark.parametrize(("sites", "labels", "shared"), [(1, 2, 0), (10, 21, 3), (1000, 60, 0)])
+    def test_a_partition_is_drawn_without_a_warning(self, sites: int, labels: int, shared: int, tmp_path: Path) -> None:
+        generator = np.random.default_rng(0)
+        units = generator.integers(1, 90, sites)
+        deal = Deal(
+            title="dirichlet, alpha 0.5",
+            sites=tuple(f"St. $x^{number}$ \u533b\u9662" for number in range(sites)),
+            labels=tuple(f"a long name of the label number {number}" for number in range(labels)),
+            counts=np.stack([generator.multinomial(count, np.full(labels, 1 / labels)) for count in units]),
+            units=units,
+            shared=np.minimum(units, shared),
+            at_several=shared,
+        )
+        draw_deal(deal, tmp_path / "sites.picture")
+        data = (tmp_path / "sites.picture").read_bytes()
+        assert data.startswith(b"\x89PNG") and len(data) > 20_000
+
+    def test_a_picture_that_cannot_be_written_is_named(self, tmp_path: Path) -> None:
+        one = np.ones(1, np.int64)
+        deal = Deal(
+            title="iid", sites=("a",), labels=("x",), counts=one[:, None], units=one, shared=0 * one, at_several=0
+        )
+        with pytest.raises(OutputError, match="cannot write") as caught:
+            draw_deal(deal, tmp_path / "nowhere" / "a.png")
+        assert caught.value.hint

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from fedward_common.config import RunConfig
-from fedward_common.errors import DataError
+from fedward_common.errors import ConfigError, DataError
+from fedward_common.simulated import Poison, SimulationConfig
 from fedward_simulations.demo import demo_config, quick_config
 from fedward_simulations.sources import read_source
 
@@ -68,3 +69,46 @@ def test_the_built_in_data_needs_its_labels() -> None:
         {"task": {"labels": ["a", "b"]}, "data": {"train": "x"}}).task})  # fmt: skip
     with pytest.raises(DataError, match="chapters"):
         read_source(wrong)
+
+
+class TestNotes:
+    def patients(self, folder: Path, **partition: object) -> RunConfig:
+        rows = [
+            {"text": f"note {n}", "label": ("lung", "skin")[n % 2], "ward": f"w{n % 2}", "who": f"p{n // 3}"}
+            for n in range(90)
+        ]
+        (folder / "train.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+        return RunConfig.model_validate(
+            {
+                "task": {"labels": ["lung", "skin"]},
+                "data": {"train": str(folder / "train.jsonl"), "site": "ward", "unit": "who"},
+                "privacy": {"unit": "patient"},
+                "partition": {"minimum_units": 5, **partition},
+            }
+        )
+
+    def test_units_that_were_brought_to_one_site_are_said(self, tmp_path: Path) -> None:
+        source = read_source(self.patients(tmp_path, method="natural"))
+        assert source.notes[0].startswith("27 of 27 units have records under several values of data.site")
+        held = [unit for records in source.sites.values() for unit in records.unit_ids]
+        assert len(held) == len(set(held)) == 27
+
+    def test_units_that_lie_at_several_sites_are_said(self, tmp_path: Path) -> None:
+        source = read_source(self.patients(tmp_path, method="natural", units="split"))
+        assert source.notes[0].startswith("27 of 27 units lie at several sites")
+        source = read_source(self.patients(tmp_path, method="iid", sites=3, units="split"))
+        assert "epsilons of those sites add up" in source.notes[0]
+
+    def test_otherwise_there_is_nothing_to_say(self, tmp_path: Path) -> None:
+        assert read_source(self.patients(tmp_path, method="iid", sites=3)).notes == ()
+
+
+def test_a_poisoned_site_trains_on_wrong_labels_and_the_digest_stays(files: Path) -> None:
+    honest = read_source(config(files))
+    poisoned = config(files).model_copy(update={"simulation": SimulationConfig(poisoned=1, poison=Poison.FLIP)})
+    source = read_source(poisoned)
+    changed = [name for name in source.sites if (source.sites[name].labels != honest.sites[name].labels).any()]
+    assert len(changed) == 1 and source.digest == honest.digest
+    nobody = config(files).model_copy(update={"simulation": SimulationConfig(poisoned=3)})
+    with pytest.raises(ConfigError, match="no site that is willing"):
+        read_source(nobody)

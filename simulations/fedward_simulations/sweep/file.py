@@ -1,0 +1,105 @@
+"""The sweep file: which run, which values, which seeds. A strict table that knows nothing of the run file's keys.
+
+Example:
+    >>> grid = {"privacy": {"epsilon": [1.0, 8.0]}, "server.weights": ["equal"]}
+    >>> SweepFile.model_validate({"run": "run.toml", "grid": grid}).grid
+    {'privacy.epsilon': [1.0, 8.0], 'server.weights': ['equal']}
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Self
+
+from pydantic import ConfigDict, Field, StrictBool, StrictInt, ValidationError, field_validator, model_validator
+
+from fedward_common.errors import ConfigError
+from fedward_common.strict import Section, explain
+
+__all__ = ["SweepFile"]
+
+SCHEMA = 1
+DOCS = "docs/sweep.md lists every key"
+Seed = Annotated[StrictInt, Field(ge=0, lt=2**63)]
+
+
+class SweepFile(Section):
+    """A whole sweep file.
+
+    ``run`` is the path of a run file, counted from the sweep file's folder, a scenario (``@NAME``), or a run file as a
+    table. ``grid`` holds lists whose product is swept; each ``[[list]]`` is one point more. No ``seeds``: the run
+    file's own.
+    ``per_site`` measures each virtual site's validation units exactly, outside every guarantee.
+    """
+
+    model_config = ConfigDict(populate_by_name=False)  # `points` is no second name of `list`
+
+    schema_version: Annotated[StrictInt, Field(alias="schema")] = SCHEMA
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")] = "sweep"
+    run: Any
+    seeds: tuple[Seed, ...] = ()
+    processes: Annotated[StrictInt, Field(ge=1, le=256)] = 1
+    per_site: StrictBool = False
+    grid: dict[str, Any] = Field(default_factory=dict)
+    points: Annotated[tuple[dict[str, Any], ...], Field(alias="list")] = ()
+
+    @field_validator("run")
+    @classmethod
+    def _path_or_table(cls, value: object) -> object:
+        if not isinstance(value, str | dict) or not value:
+            raise ValueError("should be the path of a run file, or a run file as a table")
+        return value
+
+    @field_validator("grid")
+    @classmethod
+    def _lists(cls, grid: dict[str, Any]) -> dict[str, Any]:
+        flat = dict(_flat(grid))
+        for path, values in flat.items():
+            if not isinstance(values, list) or not values:
+                raise ValueError(f"{path} should be a list of values")
+        return flat
+
+    @field_validator("points")
+    @classmethod
+    def _values(cls, points: tuple[dict[str, Any], ...]) -> tuple[dict[str, Any], ...]:
+        flat = tuple(dict(_flat(point)) for point in points)
+        if not all(flat):
+            raise ValueError("a point is empty: give it at least one value")
+        return flat
+
+    @model_validator(mode="after")
+    def _parts_agree(self) -> Self:
+        if self.schema_version != SCHEMA:
+            raise ValueError(f"schema {self.schema_version} is not known; this version reads schema {SCHEMA}")
+        if len(set(self.seeds)) != len(self.seeds):
+            raise ValueError("seeds must be distinct")
+        return self
+
+    @classmethod
+    def load(cls, path: Path) -> Self:
+        """Read a sweep file from disk.
+
+        Raises:
+          ConfigError: it cannot be read, is not TOML, or the dotted path of its first wrong key or value.
+        """
+        try:
+            table = tomllib.loads(path.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise ConfigError(f"cannot read sweep file {path}: {error.strerror}", hint=DOCS) from None
+        except ValueError as error:  # TOMLDecodeError, or not UTF-8
+            raise ConfigError(f"{path} is not TOML: {error}", hint=DOCS) from None
+        try:
+            return cls.model_validate(table)
+        except ValidationError as error:
+            raise explain(error, source=str(path), model=cls, docs=DOCS) from None
+
+
+def _flat(table: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
+    # `privacy.epsilon = [1.0]` and `"privacy.epsilon" = [1.0]` are the same to a person, and here
+    for key, value in table.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{above}{key}.")
+        else:
+            yield f"{above}{key}", value

@@ -1,0 +1,70 @@
+"""How far a sweep is, and how long the rest takes. This module knows nothing of terminals and processes.
+
+Example:
+    >>> clock = iter([0.0, 10.0, 10.0]).__next__
+    >>> progress = SweepProgress(rounds={"a": 4, "b": 4, "c": 4}, finished=["a"], clock=clock)
+    >>> progress.advance("b", rounds=2)
+    >>> progress.end("b", failed=False)
+    >>> progress.done, progress.left
+    (2, 10.0)
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Mapping
+
+__all__ = ["SweepProgress"]
+
+
+class SweepProgress:
+    """Counts of jobs, and a guess of the time left from the rounds done in this process."""
+
+    def __init__(
+        self, *, rounds: Mapping[str, int], finished: Iterable[str], clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        """``rounds`` of every job; ``finished`` are the jobs that were done before."""
+        self.total = len(rounds)
+        self.failed = 0
+        self.running: dict[str, int] = {}
+        self._rounds = dict(rounds)
+        self._before = set(finished)
+        self._ended: set[str] = set()
+        self._clock = clock
+        self._began = clock()
+
+    def advance(self, name: str, *, rounds: int) -> None:
+        """So many rounds of a job are done."""
+        self.running[name] = rounds
+
+    def end(self, name: str, *, failed: bool) -> None:
+        """A job is over."""
+        self.running.pop(name, None)
+        self._ended.add(name)
+        self.failed += failed
+
+    @property
+    def done(self) -> int:
+        """Finished jobs, also those of an earlier process."""
+        return len(self._before) + len(self._ended) - self.failed
+
+    @property
+    def rounds_total(self) -> int:
+        """Of the jobs that were not done before."""
+        return sum(count for name, count in self._rounds.items() if name not in self._before)
+
+    @property
+    def rounds_done(self) -> int:
+        """In this process; a job that failed counts whole, for nothing more is to come of it."""
+        return sum(self._rounds[name] for name in self._ended) + sum(self.running.values())
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds since the beginning."""
+        return self._clock() - self._began
+
+    @property
+    def left(self) -> float | None:
+        """Seconds that the rest takes; None before the first round."""
+        done = self.rounds_done
+        return self.elapsed * (self.rounds_total - done) / done if done else None

@@ -1,0 +1,162 @@
+"""Privacy of tuning: what all runs of a sweep would cost one unit together, at real sites.
+
+A table of results is chosen from, so every run behind it was spent, also one that failed. Figures come from the events
+that the runs reserved. This module knows no folders and no results.
+
+Example:
+    >>> run = {"data": {"train": "notes.csv"}, "task": {"labels": ["yes", "no"]}}
+    >>> configs = [RunConfig.model_validate(run | {"seed": seed}) for seed in (0, 1)]
+    >>> cost = composed([Spent(config=config, epsilons={"ward": 8.0}) for config in configs])[0]
+    >>> cost.runs, cost.sum_epsilon, cost.sum_delta, 8 < cost.pld_epsilon < 16
+    (2, 16.0, 2e-05, True)
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from fedward_client.policy import SEEDED_RANDOMNESS
+from fedward_common.config import Placement, RunConfig
+from fedward_common.errors import FedwardError
+from fedward_common.privacy.accounting import epsilon
+from fedward_common.privacy.events import GaussianSum, Side
+from fedward_common.privacy.grants import Quote
+from fedward_common.privacy.guarantee import Unit
+
+__all__ = ["Composed", "Spent", "composed", "sentences"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spent:
+    """One run that began: its run file, and the epsilon of each site; None where it did not end and nobody knows."""
+
+    config: RunConfig
+    epsilons: Mapping[str, float] | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Composed:
+    """What runs of one privacy unit cost together.
+
+    ``sum_epsilon`` at ``sum_delta`` holds for every unit, at whichever site each run placed it. ``by_site`` adds up by
+    the sites' names. ``pld_epsilon`` is at ``sum_delta`` too; None where ``pld_missing`` says why.
+    """
+
+    unit: str
+    runs: int
+    sum_epsilon: float
+    sum_delta: float
+    by_site: Mapping[str, float]
+    pld_epsilon: float | None
+    pld_missing: str = ""
+
+
+def composed(runs: Iterable[Spent]) -> list[Composed]:
+    """What all these runs cost together, one figure for each kind of privacy unit.
+
+    Guarantees:
+      - The sums are those of the runs' own epsilons and deltas: basic composition.
+      - A run that did not end counts with all that it reserved.
+      - The composition of the events never exceeds the sum.
+
+    Source: Dwork et al. 2006, "Our data, ourselves", theorem 1 (the sums); for the events see ``accounting.epsilon``.
+    """
+    held = list(runs)
+    units = dict.fromkeys(run.config.privacy.unit for run in held)
+    return [_composed_of(unit, [run for run in held if run.config.privacy.unit is unit]) for unit in units]
+
+
+def _composed_of(unit: Unit, runs: Sequence[Spent]) -> Composed:
+    names = dict.fromkeys(site for run in runs for site in run.epsilons or ())
+    by_site = {site: math.fsum(_at(run, site) for run in runs) for site in names}
+    shares = [_shares(run) for run in runs]
+    total = math.fsum(_worst(run) * share for run, share in zip(runs, shares, strict=True))
+    delta = math.fsum(run.config.privacy.delta * share for run, share in zip(runs, shares, strict=True))
+    found, missing = _by_events(runs, delta) if max(shares) == 1 else (None, "units lie at several sites in one run")
+    return Composed(
+        unit=unit.value,
+        runs=len(runs),
+        sum_epsilon=total,
+        sum_delta=delta,
+        by_site=by_site,
+        pld_epsilon=None if found is None else min(found, total),
+        pld_missing=missing,
+    )
+
+
+def _at(run: Spent, site: str) -> float:
+    return _reserved(run.config) if run.epsilons is None else run.epsilons.get(site, 0.0)
+
+
+def _worst(run: Spent) -> float:
+    return _reserved(run.config) if run.epsilons is None else max(run.epsilons.values(), default=0.0)
+
+
+def _reserved(config: RunConfig) -> float:
+    try:
+        return Quote.of(config.terms).epsilon
+    except FedwardError:  # no noise meets its terms, so that no site ever began
+        return 0.0
+
+
+def _shares(run: Spent) -> int:
+    """At how many sites of one run a unit may lie, each of which spends on its part."""
+    if run.config.partition.units is not Placement.SPLIT or run.config.privacy.unit is Unit.RECORD:
+        return 1
+    return len(run.epsilons) if run.epsilons else run.config.partition.sites
+
+
+def _by_events(runs: Sequence[Spent], delta: float) -> tuple[float | None, str]:
+    """The cost of all events together: valid because a sweep's runs are fixed beforehand."""
+    try:
+        events = [event for run in runs for event in Quote.of(run.config.terms).events]
+        return epsilon(_sided(runs, events), delta=delta), ""
+    except FedwardError as error:
+        return None, str(error)
+
+
+def _sided(runs: Sequence[Spent], events: list[GaussianSum]) -> list[GaussianSum]:
+    # a unit keeps its side while the fraction stays; where it is swept, a unit may pay for both sides
+    if len({run.config.privacy.validation_fraction for run in runs}) == 1:
+        return events
+    return [replace(event, side=Side.TRAINING) for event in events]
+
+
+def sentences(costs: Sequence[Composed], configs: Sequence[RunConfig], *, per_site: bool) -> list[str]:
+    """What a person must read before choosing from the table."""
+    lines = [_cost(cost) for cost in costs]
+    if len(costs) > 1:
+        lines.append("Runs with different privacy units are composed apart: their epsilons mean different things.")
+    lines.append(
+        f"Waived in every run: {SEEDED_RANDOMNESS}. A simulation's noise follows from its seed, and runs with the same "
+        "seed draw the same noise, so nothing protects what these runs released; the figures are those of the same "
+        "runs at real sites, whose randomness is secure."
+    )
+    lines.append(_tested(configs))
+    if per_site:
+        lines.append("Figures by site are exact, on the sites' validation units: no guarantee covers them.")
+    return lines
+
+
+def _cost(cost: Composed) -> str:
+    what = (
+        f"Tuning spends: on real data the epsilons of all {cost.runs} runs that began compose. By basic composition "
+        f"(sums) a {cost.unit} has epsilon {_up(cost.sum_epsilon)} at delta {cost.sum_delta:g}"
+    )
+    if cost.pld_epsilon is None:
+        return f"{what}. No composition of their events: {cost.pld_missing}."
+    return f"{what}; by composition of their events (PLD) epsilon {_up(cost.pld_epsilon)} at the same delta."
+
+
+def _tested(configs: Sequence[RunConfig]) -> str:
+    line = "Accuracy is exact, on the coordinator's own data, outside every guarantee; choosing the best by it flatters"
+    held_out = any(config.data.test is None for config in configs)
+    if held_out and len({config.seed for config in configs}) > 1:
+        return f"{line}. Every seed holds out other records: with data.test all runs are measured on the same."
+    return f"{line}."
+
+
+def _up(value: float) -> str:
+    return f"{math.ceil(value * 1000 - 1e-6) / 1000:.3f}"  # rounded up, never down

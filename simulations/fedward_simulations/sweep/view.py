@@ -1,0 +1,195 @@
+"""What a researcher sees of a sweep: two lines on a terminal that stay, plain lines in a log, or JSON for programs.
+
+A view is told what happens and draws it. rich is imported only when a terminal is drawn on.
+
+Example:
+    >>> from fedward_simulations.sweep.progress import SweepProgress
+    >>> with choose_sweep_view(json_lines=False, stream=sys.stdout) as view:
+    ...     view.note("2 runs were done before")
+    note: 2 runs were done before
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Protocol, Self, TextIO
+
+from fedward_simulations.progress import about, duration, printable
+from fedward_simulations.sweep.progress import SweepProgress
+
+if TYPE_CHECKING:
+    from rich.live import Live
+    from rich.text import Text
+
+__all__ = ["SweepView", "choose_sweep_view"]
+
+WIDTH = 40
+
+
+class SweepView(Protocol):
+    """What a sweep tells whoever watches."""
+
+    def __enter__(self) -> SweepView:
+        """Begin to watch."""
+        ...
+
+    def __exit__(self, *error: object) -> None:
+        """Leave the terminal as it was."""
+        ...
+
+    def started(self, *, name: str, out: str, progress: SweepProgress) -> None:
+        """The plan stands; ``progress`` changes as the sweep goes on."""
+        ...
+
+    def tick(self) -> None:
+        """Something moved, or some time went by."""
+        ...
+
+    def ended(self, *, label: str, seed: int, outcome: str) -> None:
+        """A run is over: ``outcome`` is its accuracy, or what went wrong."""
+        ...
+
+    def note(self, text: str) -> None:
+        """One sentence that the person should read."""
+        ...
+
+    def finished(self, summary: Mapping[str, Any], lines: list[str]) -> None:
+        """Tables are written; ``lines`` are them in plain text."""
+        ...
+
+
+def choose_sweep_view(*, json_lines: bool, stream: TextIO | None = None) -> SweepView:
+    """JSON lines, or a live display on a terminal that can show it, or plain lines."""
+    out = stream or sys.stdout
+    if json_lines:
+        return _JsonLines(out)
+    shows = out.isatty() and os.environ.get("TERM") != "dumb" and (out.encoding or "").lower().startswith("utf")
+    return _Live(out) if shows else _Lines(out)
+
+
+class _Lines:
+    """One plain line a run."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self._progress: SweepProgress | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        pass
+
+    def started(self, *, name: str, out: str, progress: SweepProgress) -> None:
+        self._progress = progress
+        self._say(f"{name}: {progress.total} runs, {progress.done} done before, into {out}")
+
+    def tick(self) -> None:
+        pass
+
+    def ended(self, *, label: str, seed: int, outcome: str) -> None:
+        self._say("  ".join([*_counts(self._progress), f"{label or 'run'} seed {seed}: {outcome}"]))
+
+    def note(self, text: str) -> None:
+        self._say(f"note: {text}")
+
+    def finished(self, summary: Mapping[str, Any], lines: list[str]) -> None:
+        for line in lines:
+            self._say(line)
+
+    def _say(self, line: str) -> None:
+        encoding = self._stream.encoding or "utf-8"
+        self._stream.write(printable(line).rstrip().encode(encoding, "backslashreplace").decode(encoding) + "\n")
+        self._stream.flush()
+
+
+class _Live(_Lines):
+    """The lines, and below them one that is redrawn: a bar, counts, time left."""
+
+    def __init__(self, stream: TextIO) -> None:
+        super().__init__(stream)
+        self._live: Live | None = None
+
+    def __enter__(self) -> Self:
+        from rich.console import Console
+        from rich.live import Live
+
+        self._live = Live(get_renderable=self._bar, console=Console(file=self._stream), transient=True)
+        self._live.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        live, self._live = self._live, None
+        if live is not None:
+            live.stop()
+
+    def finished(self, summary: Mapping[str, Any], lines: list[str]) -> None:
+        self.__exit__()
+        super().finished(summary, lines)
+
+    def _say(self, line: str) -> None:
+        if self._live is None:
+            super()._say(line)
+        else:
+            self._live.console.print(printable(line), markup=False, highlight=False, soft_wrap=True)
+
+    def _bar(self) -> Text:
+        from rich.text import Text
+
+        if self._progress is None:
+            return Text("")
+        share = self._progress.rounds_done / max(self._progress.rounds_total, 1)
+        full = round(WIDTH * share)
+        bar = Text("━" * full, style="cyan") + Text("━" * (WIDTH - full), style="dim")
+        return bar + Text("  " + "  ".join(_counts(self._progress)))
+
+
+class _JsonLines:
+    """One JSON object a line, each with an ``event``: started, run, note, summary (last)."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self._progress: SweepProgress | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        pass
+
+    def started(self, *, name: str, out: str, progress: SweepProgress) -> None:
+        self._progress = progress
+        self._emit("started", name=name, out=out, runs=progress.total, done=progress.done)
+
+    def tick(self) -> None:
+        pass
+
+    def ended(self, *, label: str, seed: int, outcome: str) -> None:
+        seen = self._progress
+        counts = {"done": seen.done, "failed": seen.failed} if seen else {}
+        self._emit("run", point=label, seed=seed, outcome=outcome, **counts)
+
+    def note(self, text: str) -> None:
+        self._emit("note", text=text)
+
+    def finished(self, summary: Mapping[str, Any], lines: list[str]) -> None:
+        self._emit("summary", **summary)
+
+    def _emit(self, event: str, /, **values: Any) -> None:
+        self._stream.write(json.dumps(values | {"event": event}, allow_nan=False) + "\n")
+        self._stream.flush()
+
+
+def _counts(progress: SweepProgress | None) -> list[str]:
+    if progress is None:
+        return []
+    words = [f"{progress.done}/{progress.total} done"]
+    words += [f"{progress.failed} failed"] if progress.failed else []
+    words += [f"{len(progress.running)} running"] if progress.running else []
+    left = progress.left
+    over = progress.done + progress.failed >= progress.total
+    words += [duration(progress.elapsed)] if over or left is None else [f"about {about(left)} left"]
+    return words

@@ -1,0 +1,29 @@
+from __future__ import annotations
+
+import pytest
+
+from fedward_simulations.sweep.progress import SweepProgress
+
+
+class Clock:
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_counts_and_time_left() -> None:
+    clock = Clock()
+    progress = SweepProgress(rounds={"a": 10, "b": 10, "c": 10, "d": 10}, finished=["a"], clock=clock)
+    assert (progress.done, progress.failed, progress.left) == (1, 0, None)
+    clock.now = 20.0
+    progress.advance("b", rounds=5)
+    assert progress.left == pytest.approx(100.0)
+    progress.end("b", failed=False)
+    progress.advance("c", rounds=10)
+    clock.now = 40.0
+    assert progress.left == pytest.approx(20.0)
+    progress.end("c", failed=True)
+    progress.end("d", failed=False)
+    assert (progress.done, progress.failed, progress.left) == (3, 1, 0.0)
+    assert progress.running == {}

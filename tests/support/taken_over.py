@@ -160,7 +160,7 @@ def main() -> None:
     signal.alarm(120)
     if told["confine"]:
         from fedward_client.courier.folder import CourierFolder
-        from fedward_client.courier.main import confine_courier
+        from fedward_client.courier.walls import confine_courier
 
         assert confine_courier(CourierFolder.open(courier))
     print(json.dumps({"tried": tried(), "asked": asked() if told["ask"] else {}}))

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from fedward_client.courier.loop import Courier
     from fedward_client.door.stub import RemoteDoor
 
-__all__ = ["confine_courier", "main"]
+__all__ = ["main"]
 
 log = logging.getLogger(__name__)
 

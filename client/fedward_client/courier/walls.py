@@ -97,5 +97,5 @@ def _stands(wall: Wall, build: Callable[[], object]) -> bool:
 
 
 if __name__ == "__main__":
-    print(*(wall.value for wall in probe()))
+    sys.stdout.write(" ".join(wall.value for wall in probe()) + "\n")
     sys.exit(0)

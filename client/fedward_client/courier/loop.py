@@ -127,7 +127,7 @@ class Courier:
             self._connect()
             message = self._fleet.pull()
         except Unreadable as error:
-            log.warning("a message was refused: %s", error)
+            log.error("a message was refused: %s", error)
             self._deliver(_error_reply(error.head, error))
             return
         except Dropped as error:
@@ -166,14 +166,14 @@ class Courier:
                 with self._board.door():
                     return self._app(message, context)
             except DoorClosed:
-                log.warning("nobody at the Door")
+                log.error("nobody at the Door")
                 self._board.connected(hint=NOBODY_AT_DOOR)
             except Exception as error:
-                log.warning("the Door failed: %s", error)
+                log.error("the Door failed: %s", error)
                 return _error_reply(message, error)
             self._stopped.wait(wait)
             wait = min(2 * wait, self._cadence.door_latest_s)
-        log.warning("a message expired before the trainer answered")
+        log.error("a message expired before the trainer answered")
         return None
 
     def _deliver(self, reply: Message) -> None:
@@ -185,7 +185,7 @@ class Courier:
                 self._connect()
                 self._fleet.push(parcel)
             except Dropped as error:
-                log.warning("a reply was dropped: %s", error)
+                log.error("a reply was dropped: %s", error)
                 return
             except Fault as fault:
                 self._wait_out(fault)
@@ -193,7 +193,7 @@ class Courier:
             self._went_well()
             log.info("reply delivered")
             return
-        log.warning("a reply expired before it was delivered")
+        log.error("a reply expired before it was delivered")
 
     def _wanted(self, until: float) -> bool:
         return time.time() < until and not self._stopped.is_set()
@@ -207,7 +207,7 @@ class Courier:
             self._board.connected()
         else:
             if self._board.status.reason != str(fault):
-                log.warning("%s; hint: %s", fault, fault.hint)
+                log.error("%s; hint: %s", fault, fault.hint)
             self._board.fault(fault)
         self._sleep(self._pauses.after(fault))
 

@@ -96,7 +96,7 @@ def _run(folder: CourierFolder, credentials_fd: int | None) -> int:
     worker.start()
     while worker.is_alive() and not asked.wait(1.0):
         if credentials_fd is None and _door_identity(folder) != allowed:
-            log.warning("the Door's folder is another one now, which this process may not read")
+            log.error("the Door's folder is another one now, which this process may not read")
             break
     _end(parts, worker)
     return 0 if asked.is_set() else CRASHED

@@ -91,7 +91,7 @@ def _stands(wall: Wall, build: Callable[[], object]) -> bool:
     try:
         build()
     except PrivacyError as error:
-        log.warning("not confined by %s: %s; hint: %s", wall.value, error, error.hint)
+        log.error("not confined by %s: %s; hint: %s", wall.value, error, error.hint)
         return False
     return True
 

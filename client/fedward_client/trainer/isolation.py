@@ -51,12 +51,12 @@ def isolate() -> Isolation:
         if has_network():
             leave_network()
     except PrivacyError as error:
-        LOG.warning("%s", error)
+        LOG.error("%s", error)
     without_core_dumps()
     try:
         forbid_sockets()
     except PrivacyError as error:
-        LOG.warning("%s", error)
+        LOG.error("%s", error)
     return verify()
 
 

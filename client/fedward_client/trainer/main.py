@@ -105,7 +105,7 @@ def _insist(isolation: Isolation, file: SiteFile) -> None:
             hint="start it without one: PrivateNetwork=yes in systemd, --network none for a container; or allow user "
             "namespaces or seccomp. policy.waivers = ['allow_network'] gives this promise up, in every certificate",
         )
-    LOG.warning("this process can reach the network: policy.waivers names %s", ALLOW_NETWORK)
+    LOG.error("this process can reach the network: policy.waivers names %s", ALLOW_NETWORK)
 
 
 def _own_half(options: _Options, place: Place) -> Half:

@@ -115,8 +115,10 @@ class _Bench:
         joining = ("--server", f"localhost:{self._port}", "--ca", str(keys / "ca.pem"))
         _call("fedward_client", "init", str(root), *joining, "--operator-key", str(keys / "plan.pub"))
         _write_records(root / "records.csv", name)
+        _fill(root / "site.toml")
         told = _call("fedward_client", "fetch-model", "minilm", str(root), "--json")
-        _fill(root / "site.toml", json.loads(told.splitlines()[-1])["fingerprint"])
+        fingerprint = json.loads(told.splitlines()[-1])["fingerprint"]
+        _set(root / "site.toml", r"models = \[\]", f'models = ["{fingerprint}"]')
         _call("fedward_client", "init", str(root))
         _call("fedward_server", "enrol", str(root / f"{name}.pub"), str(self._operator), "--yes")
         self._stack.enter_context(_running("fedward_client", "start", str(root)))
@@ -203,12 +205,13 @@ _SITE = {
     "run_delta": "1e-3",
     "life_epsilon": "16.0",
     "life_delta": "2e-3",
+    "models": "[]",
 }
 
 
-def _fill(path: Path, model: str) -> None:
+def _fill(path: Path) -> None:
     text = path.read_text(encoding="utf-8")
-    for key, value in (_SITE | {"models": f'["{model}"]'}).items():
+    for key, value in _SITE.items():
         text = re.sub(rf"^#> {key} = .*$", f"{key} = {value}", text, flags=re.M)
     text = text.replace("max_tokens = 128", "max_tokens = 32").replace('release_at = "slot"', 'release_at = "ready"')
     path.write_text(text, encoding="utf-8")

@@ -18,11 +18,11 @@ Example:
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 import json
 import os
 import re
-import secrets
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -38,7 +38,7 @@ from pydantic import AfterValidator, Field, StrictInt
 
 from fedward_client.courier.status import Status, deaf
 from fedward_common.errors import ConfigError, InputError, OutputError
-from fedward_common.files import read_foreign
+from fedward_common.files import read_foreign, rewrite, rewrite_json, write_new
 from fedward_common.machine.holding import holder
 from fedward_common.strict import Section, parse
 
@@ -182,9 +182,9 @@ class CourierFolder:
         try:
             path.mkdir(mode=0o700, parents=True, exist_ok=True)
             (path / STATE).mkdir(mode=0o700, exist_ok=True)
-            _write(path / "ca.pem", ca_pem, os.replace)
+            rewrite(path / "ca.pem", ca_pem)
             cls.make_key(path)
-            _write(toml, file.to_toml().encode(), os.link)
+            write_new(toml, file.to_toml().encode())
         except OSError as error:
             raise OutputError(
                 f"cannot write {path}: {error.strerror}", hint="check the folder's owner and the free disk space"
@@ -193,9 +193,13 @@ class CourierFolder:
 
     @staticmethod
     def make_key(path: Path) -> None:
-        """Make a node key where there is none. The site has to be enrolled again with it."""
+        """Make a node key where there is none. The site has to be enrolled again with it.
+
+        Raises:
+          OutputError: the disk refuses.
+        """
         if not (path / "node.key").exists():
-            _write(path / "node.key", _new_key(), os.link)
+            write_new(path / "node.key", _new_key())
 
     @classmethod
     def open(cls, path: Path) -> Self:
@@ -277,15 +281,13 @@ class Session:
 
     def remember(self, node_id: int) -> None:
         """Write the number; a disk that refuses costs a minute after the next crash, nothing else."""
-        try:
-            _write(self.path, json.dumps({"node_id": node_id, "here": self._here()}).encode(), os.replace)
-        except OSError:
-            return
+        with contextlib.suppress(OSError, OutputError):
+            rewrite_json(self.path, {"node_id": node_id, "here": self._here()})
 
     def recall(self) -> int | None:
         """The number, if this is the same machine, boot and key."""
         try:
-            row = json.loads(self.path.read_text())
+            row = json.loads(read_foreign(self.path) or b"")
             return int(row["node_id"]) if row["here"] == self._here() else None
         except (OSError, ValueError, KeyError, TypeError):
             return None
@@ -366,17 +368,3 @@ def _read(path: Path) -> bytes:
 def _missing(path: Path, error: OSError) -> InputError:
     hint = "make the folder with `fedward-client init --server`, and run as the account that owns it"
     return ConfigError(f"cannot read {path}: {error.strerror}", hint=hint)
-
-
-def _write(path: Path, content: bytes, put: Callable[[Path, Path], None]) -> None:
-    """Whole or absent, 0600. ``os.link`` never replaces what is there, ``os.replace`` does."""
-    draft = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
-    descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        put(draft, path)
-    finally:
-        draft.unlink(missing_ok=True)

@@ -23,7 +23,6 @@ import fcntl
 import os
 import secrets
 import shutil
-import stat
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -33,8 +32,8 @@ from typing import TYPE_CHECKING, Self
 from fedward_client.installation.keys import SiteKeys, create_keys, load_keys
 from fedward_client.installation.site_file import SiteFile, template
 from fedward_common.codec import key_fingerprint
-from fedward_common.errors import BudgetError, ConfigError, OutputError, PrivacyError
-from fedward_common.files import make_private_folder, sync_folder, write_new
+from fedward_common.errors import BudgetError, ConfigError, OutputError
+from fedward_common.files import check_private, make_private_folder, sync_folder, write_new
 
 if TYPE_CHECKING:
     from fedward_client.installation.shelf import Books, BooksRead
@@ -282,12 +281,7 @@ class Folder:
 
     def _check_private(self) -> None:
         for path in (self.root, self.keys, self.books):
-            try:
-                mode = stat.S_IMODE(path.stat().st_mode)
-            except OSError:
-                continue
-            if mode & 0o077:
-                raise PrivacyError(f"folder {path} is open to other accounts", hint=f"chmod 700 {path}")
+            check_private(path)
 
 
 def _hold(descriptor: int, root: Path) -> None:

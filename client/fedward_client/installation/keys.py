@@ -26,7 +26,6 @@ import json
 import os
 import re
 import secrets
-import stat
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -40,7 +39,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 from fedward_common.canonical import canonical
 from fedward_common.codec import key_fingerprint, new_key
 from fedward_common.errors import ConfigError, PrivacyError
-from fedward_common.files import make_private_folder, replace_file, rewrite, write_new
+from fedward_common.files import make_private_folder, read_secret, replace_file, rewrite, write_new
 
 __all__ = [
     "Rotation",
@@ -293,22 +292,8 @@ def _same(a: Ed25519PublicKey, b: Ed25519PublicKey) -> bool:
 
 
 # ---- reading files -----------------------------------------------------------------
-def _read_secret(path: Path, *, lost: str) -> bytes:
-    try:
-        with path.open("rb") as file:
-            status = os.fstat(file.fileno())
-            content = file.read(LARGEST_FILE)
-    except FileNotFoundError:
-        raise PrivacyError(f"{path} is missing", hint=lost) from None
-    except OSError as error:
-        raise PrivacyError(f"cannot read {path}: {error.strerror}", hint="run as the account that owns it") from None
-    if stat.S_IMODE(status.st_mode) & 0o077:
-        raise PrivacyError(f"{path} is open to other accounts", hint=f"chmod 600 {path}")
-    return content
-
-
 def _read_signing(path: Path) -> Ed25519PrivateKey:
-    content = _read_secret(path, lost="restore keys/ from a backup made with --with-keys; docs/site-file.md says more")
+    content = read_secret(path, lost="restore keys/ from a backup made with --with-keys; docs/site-file.md says more")
     try:
         key = serialization.load_pem_private_key(content, password=None)
     except (ValueError, TypeError, UnsupportedAlgorithm):
@@ -320,7 +305,7 @@ def _read_signing(path: Path) -> Ed25519PrivateKey:
 
 def _read_units(path: Path) -> bytes:
     lost = "restore it from a backup made with --with-keys: with a new key everything spent would be forgotten"
-    text = _read_secret(path, lost=lost).strip()
+    text = read_secret(path, lost=lost).strip()
     if not re.fullmatch(rb"[0-9a-f]{64}", text):
         raise PrivacyError(f"{path} is damaged", hint=lost)
     return bytes.fromhex(text.decode())

@@ -7,7 +7,6 @@ Example:
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import time
@@ -16,7 +15,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from fedward_common.errors import InputError, OutputError
+from fedward_common.errors import InputError
+from fedward_common.files import rewrite_json
 from fedward_common.machine.keeper import Backoff, Keeper, State
 from fedward_common.machine.life import Child, Life
 
@@ -24,7 +24,6 @@ __all__ = ["Ended", "Supervisor"]
 
 TICK_S = 0.1
 STATUS_VERSION = 1
-PRIVATE = 0o600
 ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
@@ -123,7 +122,7 @@ class Supervisor:
     def _tell(self) -> None:
         reports = [keeper.report() for keeper in self._keepers]
         if self._status is not None and reports != self._told:
-            _replace(self._status, {"version": STATUS_VERSION, "pid": os.getpid(), "children": reports})
+            rewrite_json(self._status, {"version": STATUS_VERSION, "pid": os.getpid(), "children": reports})
         self._told = reports
 
     @contextmanager
@@ -136,17 +135,3 @@ class Supervisor:
         finally:
             for number, handler in former.items():
                 signal.signal(number, handler)
-
-
-def _replace(path: Path, content: dict[str, object]) -> None:
-    draft = path.with_name(f".{path.name}.draft")
-    try:
-        draft.unlink(missing_ok=True)
-        descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, PRIVATE)
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            json.dump(content, file)
-        os.replace(draft, path)
-    except OSError as error:
-        raise OutputError(
-            f"cannot write {path}: {error.strerror}", hint="check the disk, and who owns the folder"
-        ) from None

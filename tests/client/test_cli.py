@@ -9,8 +9,8 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -22,36 +22,19 @@ from fedward_common.config import Pooling
 from fedward_common.modeling.base import fingerprint
 from fedward_common.privacy.facts import Outcome
 from support.sites import ONE_STAGE, UNITS, fake_base, filled, new_site, notes, open_site_folder, spend
+from support.typed import Told, typed
 
 CLIENT = [sys.executable, "-m", "fedward_client"]
 RUN = "ab" * 32
 pytestmark = pytest.mark.filterwarnings("ignore")  # of the libraries: a command must show none, see below
 
 
-class Told:
-    """What a command printed, and its exit code."""
-
-    def __init__(self, code: int, out: str, err: str) -> None:
-        self.code, self.out, self.err = code, out, err
-
-    @property
-    def json(self) -> Any:
-        return json.loads(self.out)
-
-
 Command = Callable[..., Told]
 
 
 @pytest.fixture
-def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
-    def call(*arguments: str | Path) -> Told:
-        monkeypatch.setattr(sys, "argv", ["fedward-client", *map(str, arguments)])
-        with pytest.raises(SystemExit) as stopped:
-            main()
-        printed = capsys.readouterr()
-        return Told(int(str(stopped.value.code)), printed.out, printed.err)
-
-    return call
+def command() -> Command:
+    return partial(typed, main, "fedward-client")
 
 
 @pytest.fixture(autouse=True)

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import gzip
 import json
-import shlex
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,6 +15,7 @@ import pytest
 
 from fedward_simulations.cli import main
 from support.tiny import tiny_base
+from support.typed import check_shape, check_transcript, transcript
 
 TRANSCRIPT = Path(__file__).with_name("cli_errors.txt")
 GOOD = """schema = 1
@@ -42,8 +41,7 @@ rounds = 2
 
 
 def blocks() -> list[tuple[str, str]]:
-    parts = TRANSCRIPT.read_text(encoding="utf-8").strip().split("\n\n")
-    return [(part.split("\n", 1)[0].removeprefix("$ fedward-sim "), part.split("\n", 1)[1]) for part in parts]
+    return transcript(TRANSCRIPT, "fedward-sim")
 
 
 def lay_out(folder: Path) -> None:
@@ -91,20 +89,9 @@ def here(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 @pytest.mark.parametrize(("command", "expected"), blocks(), ids=lambda value: str(value)[:60])
 @pytest.mark.filterwarnings("ignore")
-def test_transcript(
-    command: str, expected: str, here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(sys, "argv", ["fedward-sim", *shlex.split(command)])
-    with pytest.raises(SystemExit) as stopped:
-        main()
-    printed = capsys.readouterr()
-    assert f"{printed.err}exit {stopped.value.code}" == expected
-    assert "Traceback" not in printed.err + printed.out
+def test_transcript(command: str, expected: str, here: Path) -> None:
+    check_transcript(main, "fedward-sim", command, expected)
 
 
 def test_every_error_is_two_lines_and_exit_code_2() -> None:
-    for command, text in blocks():
-        error, hint, code = text.split("\n")
-        assert error.startswith("fedward: error: "), command
-        assert hint.startswith("hint: "), command
-        assert code == "exit 2", command
+    check_shape(blocks())

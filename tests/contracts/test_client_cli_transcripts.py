@@ -6,14 +6,10 @@ that the commands name are made by ``lay_out`` below. Running this file as a scr
 
 from __future__ import annotations
 
-import contextlib
-import io
 import json
 import os
 import re
-import shlex
 import shutil
-import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,6 +21,7 @@ from fedward_client.installation.keys import public_key_text
 from fedward_common.privacy.facts import Outcome
 from support.nouns import OTHER_KEY
 from support.sites import ONE_STAGE, fake_base, filled, new_site, notes, open_site_folder, spend
+from support.typed import again, check_shape, check_transcript, transcript
 
 TRANSCRIPT = Path(__file__).with_name("client_cli_errors.txt")
 RUN, OTHER_RUN = "ab" * 32, "ac" * 32
@@ -48,8 +45,7 @@ rounds = 2
 
 
 def blocks() -> list[tuple[str, str]]:
-    parts = TRANSCRIPT.read_text(encoding="utf-8").strip().split("\n\n")
-    return [(part.split("\n", 1)[0].removeprefix("$ fedward-client "), part.split("\n", 1)[1]) for part in parts]
+    return transcript(TRANSCRIPT, "fedward-client")
 
 
 def lay_out(folder: Path) -> None:
@@ -131,38 +127,22 @@ def here(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 @pytest.mark.parametrize(("command", "expected"), blocks(), ids=lambda value: str(value)[:60])
 @pytest.mark.filterwarnings("ignore")
-def test_transcript(
-    command: str, expected: str, here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(sys, "argv", ["fedward-client", *shlex.split(command)])
-    with pytest.raises(SystemExit) as stopped:
-        main()
-    printed = capsys.readouterr()
-    assert f"{printed.err}exit {stopped.value.code}" == expected
-    assert "Traceback" not in printed.err + printed.out
+def test_transcript(command: str, expected: str, here: Path) -> None:
+    check_transcript(main, "fedward-client", command, expected)
 
 
 def test_every_error_is_two_lines_and_exit_code_2() -> None:
-    for command, text in blocks():
-        error, hint, code = text.split("\n")
-        assert error.startswith("fedward: error: "), command
-        assert hint.startswith("hint: "), command
-        assert code == "exit 2", command
-
-
-def _again() -> Iterator[str]:
-    for command, _ in blocks():
-        sys.argv = ["fedward-client", *shlex.split(command)]
-        said = io.StringIO()
-        with contextlib.redirect_stderr(said), contextlib.redirect_stdout(io.StringIO()):
-            try:
-                main()
-            except SystemExit as stopped:
-                yield f"$ fedward-client {command}\n{said.getvalue()}exit {stopped.code}"
+    check_shape(blocks())
 
 
 if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as place:
         lay_out(Path(place))
         os.chdir(place)
-        print(re.sub(re.escape(place) + "/?", "", "\n\n".join(_again())))
+        print(
+            re.sub(
+                re.escape(place) + "/?",
+                "",
+                "\n\n".join(again(main, "fedward-client", [command for command, _ in blocks()])),
+            )
+        )

@@ -6,13 +6,9 @@ that the commands name are made by ``lay_out`` below. Running this file as a scr
 
 from __future__ import annotations
 
-import contextlib
-import io
 import os
 import re
-import shlex
 import shutil
-import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,13 +19,13 @@ from fedward_server.cli import main
 from fedward_server.deployment.folder import OperatorFolder
 from fedward_server.deployment.runs import RunState, RunStatus
 from support.operating import bundle_folder, new_operator, new_run, statement
+from support.typed import again, check_shape, check_transcript, transcript
 
 TRANSCRIPT = Path(__file__).with_name("server_cli_errors.txt")
 
 
 def blocks() -> list[tuple[str, str]]:
-    parts = TRANSCRIPT.read_text(encoding="utf-8").strip().split("\n\n")
-    return [(part.split("\n", 1)[0].removeprefix("$ fedward-server "), part.split("\n", 1)[1]) for part in parts]
+    return transcript(TRANSCRIPT, "fedward-server")
 
 
 def lay_out(folder: Path) -> None:
@@ -91,39 +87,17 @@ def here(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 @pytest.mark.parametrize(("command", "expected"), blocks(), ids=lambda value: str(value)[:60])
-def test_transcript(
-    command: str, expected: str, here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(sys, "argv", ["fedward-server", *shlex.split(command)])
-    with pytest.raises(SystemExit) as stopped:
-        main()
-    printed = capsys.readouterr()
-    assert f"{printed.err}exit {stopped.value.code}" == expected
-    assert "Traceback" not in printed.err + printed.out
+def test_transcript(command: str, expected: str, here: Path) -> None:
+    check_transcript(main, "fedward-server", command, expected)
 
 
 def test_every_error_is_two_lines_and_exit_code_2() -> None:
-    for command, text in blocks():
-        error, hint, code = text.split("\n")
-        assert error.startswith("fedward: error: "), command
-        assert hint.startswith("hint: "), command
-        assert code == "exit 2", command
-
-
-def _again(commands: list[str]) -> Iterator[str]:
-    for command in commands:
-        sys.argv = ["fedward-server", *shlex.split(command)]
-        said = io.StringIO()
-        with contextlib.redirect_stderr(said), contextlib.redirect_stdout(io.StringIO()):
-            try:
-                main()
-            except SystemExit as stopped:
-                yield f"$ fedward-server {command}\n{said.getvalue()}exit {stopped.code}"
+    check_shape(blocks())
 
 
 if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as place:
         lay_out(Path(place))
         os.chdir(place)
-        found = "\n\n".join(_again([command for command, _ in blocks()]))
+        found = "\n\n".join(again(main, "fedward-server", [command for command, _ in blocks()]))
         print(re.sub(re.escape(place) + "/?", "", found))

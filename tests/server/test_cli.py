@@ -10,8 +10,8 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -21,35 +21,18 @@ from fedward_server.cli import app, main
 from fedward_server.deployment.folder import OperatorFolder
 from fedward_server.deployment.runs import RunState, RunStatus, Wanted
 from support.operating import bundle_folder, diary_row, new_operator, new_run, statement, write_diary
+from support.typed import Told, typed
 
 SERVER = [sys.executable, "-m", "fedward_server"]
 HEAVY = ("torch", "flwr", "transformers", "peft")
-
-
-class Told:
-    """What a command printed, and its exit code."""
-
-    def __init__(self, code: int, out: str, err: str) -> None:
-        self.code, self.out, self.err = code, out, err
-
-    @property
-    def json(self) -> Any:
-        return json.loads(self.out)
 
 
 Command = Callable[..., Told]
 
 
 @pytest.fixture
-def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
-    def call(*arguments: str | Path) -> Told:
-        monkeypatch.setattr(sys, "argv", ["fedward-server", *map(str, arguments)])
-        with pytest.raises(SystemExit) as stopped:
-            main()
-        printed = capsys.readouterr()
-        return Told(int(str(stopped.value.code)), printed.out, printed.err)
-
-    return call
+def command() -> Command:
+    return partial(typed, main, "fedward-server")
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ import click
 import typer
 
 from fedward_common.errors import DataError, FedwardError, InputError, OutputError, RoundAbandoned
-from fedward_simulations.engines import BY_DEFAULT, Computing, Engine
+from fedward_simulations.engines import BY_DEFAULT, Computing, Engine, Precision
 from fedward_simulations.ray.cluster import RayCluster
 
 if TYPE_CHECKING:
@@ -52,6 +52,11 @@ ClientGpus = Annotated[
 Clients = Annotated[
     int, typer.Option("--clients-per-batch", min=0, help="Clients computed at once; 0 chooses by the memory there is.")
 ]
+Profile = Annotated[
+    bool, typer.Option("--profile", help="Measure a round of each stage: a trace and a table in OUT/profile.")
+]
+Device = Annotated[str, typer.Option(metavar="NAME", help="auto, cpu, cuda, cuda:N or mps.")]
+PrecisionOption = Annotated[Precision, typer.Option("--precision", help="Of the frozen base; bfloat16 on CUDA.")]
 DERIVED = "This output is derived from the data: treat it as you treat the data."
 RunDirectory = Annotated[Path, typer.Argument(metavar="DIR", help="A finished run's folder.")]
 
@@ -91,12 +96,17 @@ def run(
     ray_address: RayAddress = None,
     client_cpus: ClientCpus = 1.0,
     client_gpus: ClientGpus = None,
+    device: Device = "auto",
+    precision: PrecisionOption = Precision.FLOAT32,
+    profile: Profile = False,
     json_lines: Json = False,
     lines: Lines = False,
 ) -> None:
     """Simulate a run file on your own data, or go on with a stopped run."""
     cluster = RayCluster(address=ray_address, client_cpus=client_cpus, client_gpus=client_gpus)
-    computing = Computing(engine=engine, clients=clients, ray=cluster)
+    computing = Computing(
+        engine=engine, clients=clients, device=device, precision=precision, profiled=profile, ray=cluster
+    )
     if resume is not None:
         if run_file is not None or settings or out is not None or compare:
             raise InputError("--resume goes alone", hint="a stopped run goes on exactly as it was started")
@@ -209,6 +219,8 @@ def sweep(
     processes: Annotated[int | None, typer.Option(min=1, max=256, help="At a time; else the sweep file's.")] = None,
     engine: EngineOption = Engine.COHORT,
     clients: Clients = 0,
+    device: Device = "auto",
+    precision: PrecisionOption = Precision.FLOAT32,
     json_lines: Json = False,
 ) -> None:
     """Run a run file under many values and seeds, and make a table with intervals."""
@@ -218,7 +230,10 @@ def sweep(
     from fedward_simulations.sweep.view import choose_sweep_view
 
     plan, file = Plan.load(sweep_file)
-    folder, computing = SweepFolder(root=out), Computing(engine=engine, clients=clients)
+    folder = SweepFolder(root=out)
+    computing = Computing(engine=engine, clients=clients, device=device, precision=precision)
+    if computing != Computing(engine=engine, clients=clients):
+        computing.place()  # what is not there is not there for any run of the sweep
     new = folder.go_on(plan) if resume else folder.begin(plan)
     with choose_sweep_view(json_lines=json_lines) as view:
         if new:
@@ -305,6 +320,7 @@ def _simulate(config: RunConfig, out: Path, view: RunView, *, compare: bool, com
 
     claim_folder(out)
     with _started(computing, view) as ready:
+        device = computing.place()
         view.preparing("reading data")
         source = read_source(config)
         for note in source.notes:
@@ -314,8 +330,9 @@ def _simulate(config: RunConfig, out: Path, view: RunView, *, compare: bool, com
         from fedward_simulations.run import Workbench
         from fedward_simulations.run import run as run_rounds
 
-        bench = Workbench.open(config, source)
-        summary = _interruptible(out, lambda: run_rounds(bench, out=out, view=view, computing=ready))
+        bench = Workbench.open(config, source, device=device)
+        with _watched(computing, out, view) as watched:
+            summary = _interruptible(out, lambda: run_rounds(bench, out=out, view=watched, computing=ready))
         view.finished(with_comparison(bench, summary, out=out, view=view, computing=ready) if compare else summary)
 
 
@@ -325,14 +342,17 @@ def _resume(out: Path, view: RunView, *, computing: Computing) -> None:
 
     stopped = read_stopped(out)
     with _started(computing, view) as ready:
+        device = computing.place()
         view.preparing("reading data")
         source = read_source(stopped.bundle.config)
         view.preparing(f"loading base model {stopped.bundle.config.model.base}")
         from fedward_simulations.run import Workbench
         from fedward_simulations.run import resume as resume_rounds
 
-        bench = Workbench.open(stopped.bundle.config, source, run_id=stopped.bundle.run_id)
-        view.finished(_interruptible(out, lambda: resume_rounds(bench, stopped, out=out, view=view, computing=ready)))
+        bench = Workbench.open(stopped.bundle.config, source, run_id=stopped.bundle.run_id, device=device)
+        with _watched(computing, out, view) as watched:
+            summary = _interruptible(out, lambda: resume_rounds(bench, stopped, out=out, view=watched, computing=ready))
+        view.finished(summary)
 
 
 @contextmanager
@@ -341,6 +361,17 @@ def _started(computing: Computing, view: RunView) -> Iterator[Computing]:
         view.preparing("starting Ray")
     with computing.started() as ready:
         yield ready
+
+
+@contextmanager
+def _watched(computing: Computing, out: Path, view: RunView) -> Iterator[RunView]:
+    if not computing.profiled:
+        yield view
+        return
+    from fedward_simulations.profiling import Profiles
+
+    with Profiles(out / "profile", view) as watched:
+        yield watched
 
 
 def _interruptible(out: Path, work: Any) -> dict[str, Any]:

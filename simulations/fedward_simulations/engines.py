@@ -1,4 +1,4 @@
-"""Which engine computes the sites' data work in a simulated run. No torch here: the command line reads it.
+"""Which engine computes the sites' data work in a simulated run, and where. No torch here: the command line reads it.
 
 Example:
     >>> Computing().engine.value, Computing(clients=50).clients
@@ -11,12 +11,17 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
+from typing import TYPE_CHECKING
 
 from fedward_common.checks import at_least
 from fedward_common.errors import InputError
+from fedward_simulations.device import check_name, chosen
 from fedward_simulations.ray.cluster import RayCluster, on_ray
 
-__all__ = ["BY_DEFAULT", "Computing", "Engine"]
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["BY_DEFAULT", "Computing", "Engine", "Precision"]
 
 
 class Engine(StrEnum):
@@ -27,6 +32,13 @@ class Engine(StrEnum):
     RAY = "ray"  # Flower's own engine: one client after the other on each processor of a machine or a cluster
 
 
+class Precision(StrEnum):
+    """What the frozen base computes in; gradients of records, norms, factors and sums are float32 or better in both."""
+
+    FLOAT32 = "float32"  # equal to the sequential path within rounding
+    BFLOAT16 = "bfloat16"  # autocast, on CUDA
+
+
 @dataclass(frozen=True, kw_only=True)
 class Computing:
     """How a run is computed, and nothing that it computes.
@@ -34,20 +46,46 @@ class Computing:
     Args:
       engine: which one.
       clients: computed together by the cohort engine, at most; 0 chooses by the memory that is there.
+      device: auto, cpu, cuda, cuda:N or mps.
+      precision: of the frozen base in the cohort engine; bfloat16 on CUDA alone.
+      profiled: whether a round of each stage is measured.
       ray: where the Ray engine runs.
       room: of one of its workers, while Ray runs: see ``started``.
     """
 
     engine: Engine = Engine.COHORT
     clients: int = 0
+    device: str = "auto"
+    precision: Precision = Precision.FLOAT32
+    profiled: bool = False
     ray: RayCluster = field(default_factory=RayCluster)
     room: Mapping[str, float] | None = None
 
     def __post_init__(self) -> None:
         """Check the range."""
         at_least("clients per batch", self.clients, 0)
+        check_name(self.device)
+        if self.precision is Precision.BFLOAT16 and self.engine is not Engine.COHORT:
+            raise InputError("bfloat16 goes with the cohort engine", hint="leave --engine out")
+        if self.engine is Engine.RAY and self.profiled:
+            raise InputError(
+                "--profile measures one process, and Ray's engine has several", hint="profile --engine sequential"
+            )
+        if self.engine is Engine.RAY and self.device != "auto":
+            raise InputError("with Ray's engine each worker has its own device", hint="say --client-gpus, or leave it")
         if self.engine is not Engine.RAY and self.ray != RayCluster():
             raise InputError("Ray's options go with Ray's engine", hint="add --engine ray")
+
+    def place(self, *, turn: int = 0) -> torch.device:
+        """Where the model goes. ``turn`` numbers this process among those of one job, which share the GPUs.
+
+        Raises:
+          InputError: the device is not there, or does not compute in this precision.
+        """
+        device = chosen(self.device, turn=turn)
+        if self.precision is Precision.BFLOAT16 and device.type != "cuda":
+            raise InputError(f"{device} does not compute in bfloat16 here", hint="leave --precision out")
+        return device
 
     @contextmanager
     def started(self) -> Iterator[Computing]:

@@ -20,6 +20,7 @@ from fedward_common.modeling.adapters import AdaptedModel
 from fedward_common.modeling.metrics import ClassificationMetrics, classification_metrics
 from fedward_common.modeling.tasks.classification import losses, predict
 from fedward_server.loop import stage_of
+from fedward_simulations.profiling import span
 
 __all__ = ["TestEvaluator"]
 
@@ -46,13 +47,14 @@ class TestEvaluator:
         stage = self.config.stages[index]
         if stage.train != ("head",) and within % EVERY and within < stage.rounds:
             return None
-        self.model.load(adapter)
-        logits = self._quick_logits(adapter) if stage.train == ("head",) else predict(self.model, self.inputs.texts)
-        truth = torch.tensor(self.records.labels, device=logits.device)
-        return {
-            "accuracy": float((logits.argmax(1) == truth).float().mean()),
-            "loss": float(losses(logits, truth).mean()),
-        }
+        with span("coordinator: evaluation"):
+            self.model.load(adapter)
+            logits = self._quick_logits(adapter) if stage.train == ("head",) else predict(self.model, self.inputs.texts)
+            truth = torch.tensor(self.records.labels, device=logits.device)
+            return {
+                "accuracy": float((logits.argmax(1) == truth).float().mean()),
+                "loss": float(losses(logits, truth).mean()),
+            }
 
     def final(self, adapter: Adapter) -> ClassificationMetrics:
         """All metrics of a finished adapter."""

@@ -22,6 +22,7 @@ from flwr.supercore.task_identity import TaskIdentity
 from fedward_common.errors import MalformedMessage
 from fedward_common.wire import unpack
 from fedward_simulations.heap import give_back
+from fedward_simulations.profiling import span
 
 __all__ = ["Ahead", "InProcessGrid", "node_ids"]
 
@@ -107,7 +108,8 @@ class InProcessGrid(Grid):
                 self._group = message.metadata.group_id
                 self._waiting.clear()
                 self._seen.clear()
-                give_back()
+                with span("memory given back"):
+                    give_back()
             identifier = uuid.uuid4().hex
             message.metadata.__dict__["_message_id"] = identifier
             self._waiting[identifier] = message
@@ -149,7 +151,8 @@ class InProcessGrid(Grid):
     def _deliver(self, message: Message) -> Message:
         node = message.metadata.dst_node_id
         try:
-            reply = self._app(message=message, context=self._contexts[node])
+            with span("Flower's ClientApp, and a site that answers alone"):
+                reply = self._app(message=message, context=self._contexts[node])
         except Exception as error:  # what a ClientApp raises must not end the run, nor carry its text to the server
             reply = Message(Error(code=_CLIENT_APP_RAISED, reason=type(error).__name__), reply_to=message)
         reply.metadata.__dict__["_message_id"] = uuid.uuid4().hex

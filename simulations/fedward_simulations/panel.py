@@ -45,6 +45,7 @@ MARKS = (("●", "green"), ("▲", "yellow"), ("✗", "red"), ("·", QUIET))  # 
 Span = tuple[str, str]  # text and its style
 Cell = tuple[Span, ...]
 Row = tuple[str, Cell, Cell, Cell]  # label, figure, graph, remark
+HELD = {"host": "memory", "device": "GPU"}
 BLANK: Row = ("", (), (), ())
 
 
@@ -76,6 +77,8 @@ def _rows(progress: Progress, *, width: int, lines: int) -> Iterable[Row]:
         yield BLANK
         yield _epsilon_row(progress, config)
         yield _traffic_row(progress)
+    if config and progress.round:
+        yield _speed_row(progress, config)
     yield _time_row(progress)
 
 
@@ -126,6 +129,19 @@ def _traffic_row(progress: Progress) -> Row:
     up = sum(record.bytes_up for record in progress.records)
     down = sum(record.bytes_down for record in progress.records)
     return "Traffic", (_bold(size(up)), (" up", "")), (_bold(size(down)), (" down", "")), ()
+
+
+def _speed_row(progress: Progress, config: RunConfig) -> Row:
+    held = ", ".join(f"{HELD[name]} {size(count)}" for name, count in progress.memory().items() if count)
+    if progress.speed is None:
+        return "Speed", (("-", QUIET),), (), ((held, ""),)
+    clients, units = progress.speed
+    return (
+        "Speed",
+        (_bold(f"{clients:,.1f} sites/s"),),
+        ((f"{units:,.0f} {config.privacy.unit}s/s", ""),),
+        ((held, ""),),
+    )
 
 
 def _time_row(progress: Progress) -> Row:

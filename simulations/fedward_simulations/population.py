@@ -19,7 +19,7 @@ from fedward_client.books.audit import AuditLine, Kind
 from fedward_client.data import Records, SiteData, nominal, split_validation
 from fedward_client.policy import SEEDED_RANDOMNESS, SitePolicy
 from fedward_client.release import Gate
-from fedward_client.round import Site
+from fedward_client.round import Replies, Site
 from fedward_client.trainers import FixedTrainer
 from fedward_client.training import LocalTrainer, SiteInputs
 from fedward_common.codec import new_key
@@ -76,6 +76,7 @@ class Population:
         entries: Mapping[str, list[dict[str, Any]]] | None = None,
         keys: Mapping[str, Ed25519PrivateKey] | None = None,
         behaviour: Behaviour | None = None,
+        outbox: Callable[[str], Replies] | None = None,
     ) -> Population:
         """Set every site up.
 
@@ -88,6 +89,7 @@ class Population:
           entries: ledger entries of a checkpoint, to go on from.
           keys: signing keys by site; fresh ones otherwise.
           behaviour: what each site allows and has spent before, and its clock; every site is willing without.
+          outbox: of a site; without, all keep their newest replies in one file that has no name.
         """
         config = prepared.bundle.config
         budget = Budget(epsilon=config.privacy.epsilon, delta=config.privacy.delta)
@@ -97,7 +99,7 @@ class Population:
         if behaviour:
             behaviour.burden(ledgers)
         policy = _policy(prepared)
-        sites, spool = {}, Spool()
+        sites, outbox_of = {}, outbox or Spool().outbox
         for name, held in data.items():
             randomness = SeededRandom(seed=config.seed, site=name)
             sites[name] = Site(
@@ -119,7 +121,7 @@ class Population:
                     max_update_bytes=policy.max_update_bytes,
                     ledger=ledgers[name],
                 ),
-                outbox=spool.outbox(name),
+                outbox=outbox_of(name),
                 audit=_Noted(site=name, watcher=watcher),
                 clock=behaviour.now if behaviour else time.time,
             )

@@ -6,6 +6,7 @@ import os
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 
 from fedward_common.adapter import Adapter
 from fedward_common.config import RunConfig
@@ -25,12 +26,13 @@ class Prepared:
     model: AdaptedModel
 
 
-def prepare(config: RunConfig, *, run_id: str | None = None) -> Prepared:
+def prepare(config: RunConfig, *, run_id: str | None = None, device: torch.device | None = None) -> Prepared:
     """Load the base model and make the run's bundle.
 
     Args:
       config: a checked run file.
       run_id: of the run to continue; a fresh one otherwise.
+      device: where the model is put once its public tensors are fixed, on the CPU, as everywhere.
 
     Raises:
       ModelError: the base cannot be used.
@@ -47,7 +49,7 @@ def prepare(config: RunConfig, *, run_id: str | None = None) -> Prepared:
         frozen=model.frozen,
         base_name=public_base_name(config),
     )
-    return Prepared(bundle=bundle, base=base, model=model)
+    return Prepared(bundle=bundle, base=base, model=model if device is None else model.to(device))
 
 
 def public_base_name(config: RunConfig) -> str:

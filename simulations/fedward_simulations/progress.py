@@ -116,13 +116,13 @@ class Progress:
     Example:
         >>> progress = Progress(clock=lambda: 0.0)
         >>> progress.begin_round(round=1, stage="head", attempt=1, cohort=3)
-        >>> progress.answers.append("update")
+        >>> progress.answer(site="ward", outcome="update")
         >>> progress.tally(), progress.epitaph()
         ((1, 0, 0), 'stopped before the first round ended')
     """
 
-    def __init__(self, *, clock: Callable[[], float]) -> None:
-        """Nothing has happened; ``clock`` counts seconds."""
+    def __init__(self, *, clock: Callable[[], float], memory: Callable[[], Mapping[str, int]] = dict) -> None:
+        """Nothing has happened; ``clock`` counts seconds, ``memory`` says what is held, in bytes by name."""
         self.config: RunConfig | None = None
         self.doing = ""
         self.stage = ""
@@ -132,18 +132,20 @@ class Progress:
         self.notes: list[str] = []
         self.caching = False  # features are being computed in this round
         self.caches: dict[str, tuple[int, int]] = {}
-        self._clock = clock
+        self._clock, self.memory = clock, memory
         self._began = clock()
         self._round_began: float | None = None
         self._pace = Pace(())
         self._units: Mapping[str, int] = {}
         self._caching_seconds = self._caching_before = 0.0
         self._tick: float | None = None
+        self._drawn = 0.0
+        self._speed: tuple[float, float] | None = None
 
     def start(self, *, config: RunConfig, sites: Mapping[str, int]) -> None:
         """The run is prepared; what an earlier run in this view left is forgotten."""
         self.config, self._units, self._pace = config, dict(sites), Pace(config.stages)
-        self.records, self.round, self.caches, self.caching = [], 0, {}, False
+        self.records, self.round, self.caches, self.caching, self._speed = [], 0, {}, False, None
 
     def cache(self, *, site: str, done: int, total: int) -> None:
         """Features of a site; times the passes as they come."""
@@ -160,13 +162,21 @@ class Progress:
     def begin_round(self, *, round: int, stage: str, attempt: int, cohort: int) -> None:
         """A round went out."""
         self.round, self.stage, self.attempt, self.cohort = round, stage, attempt, cohort
-        self.answers = []
+        self.answers, self._drawn = [], 0.0
         self.doing = ""
         self._round_began, self._caching_before = self._clock(), self._caching_seconds
+
+    def answer(self, *, site: str, outcome: str) -> None:
+        """A site's reply, or why it was dropped."""
+        self.answers.append(outcome)
+        stages = {stage.name: stage for stage in self.config.stages} if self.config else {}
+        if outcome == "update" and self.stage in stages:
+            self._drawn += self._units.get(site, 0) * _passes(stages[self.stage])
 
     def end_round(self, record: RoundRecord) -> None:
         """A round is over; its time without the caching inside it tells the pace."""
         self.records.append(record)
+        self._speed = self.speed_of_round
         self._round_began, self._tick, self.caching = None, None, False
         if not record.abandoned:
             caching = self._caching_seconds - self._caching_before
@@ -179,6 +189,21 @@ class Progress:
         refused = sum(answer in tuple(Code) for answer in self.answers)
         updates = self.answers.count("update")
         return updates, refused, len(self.answers) - updates - refused
+
+    @property
+    def speed(self) -> tuple[float, float] | None:
+        """Of the last finished round, or of the first one so far: updates a second, and units in their steps a second.
+
+        How many units entered a step is private at a real site, and here the expected number too.
+        """
+        return self._speed or self.speed_of_round
+
+    @property
+    def speed_of_round(self) -> tuple[float, float] | None:
+        """The same of the round at work, without the caching of features; None before the first update."""
+        updates = self.answers.count("update")
+        seconds = self._inside()
+        return (updates / seconds, self._drawn / seconds) if updates and seconds > 0 else None
 
     @property
     def elapsed(self) -> float:
@@ -206,9 +231,7 @@ class Progress:
     @property
     def left(self) -> float | None:
         """Seconds that the rest takes; None where nothing is known yet."""
-        caching = self._caching_seconds - self._caching_before
-        inside = self._clock() - self._round_began - caching if self._round_began is not None else 0.0
-        left = self._pace.left(done=self.rounds_done, elapsed=max(inside, 0.0))
+        left = self._pace.left(done=self.rounds_done, elapsed=self._inside())
         return None if left is None or self.config is None else left + self._caching_left()
 
     def curve(self, source: str, key: str) -> dict[int, float]:
@@ -225,6 +248,12 @@ class Progress:
         spent = [record.epsilon for record in self.records[-1:] if record.epsilon is not None]
         words = [f"accuracy {value:.4f}" for value in accuracy] + [f"epsilon {value:.2f}" for value in spent]
         return "  ".join([f"stopped after round {done}", *words])
+
+    def _inside(self) -> float:
+        # seconds of the round at work, without those in which features were computed
+        if self._round_began is None:
+            return 0.0
+        return max(self._clock() - self._round_began - (self._caching_seconds - self._caching_before), 0.0)
 
     def _share_asked(self) -> float:
         asked = self.config.rounds.cohort if self.config else 0
@@ -273,6 +302,7 @@ def _facts(summary: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
     yield "rounds", f"{known['rounds']} over {known['sites']} sites" if "rounds" in known else ""
     yield "traffic", f"up {size(known['bytes_up'])}, down {size(known['bytes_down'])}" if "bytes_up" in known else ""
     yield "time", duration(known["seconds"]) if "seconds" in known else ""
+    yield "memory", f"{size(known['peak_bytes']['host'])} at most" if "peak_bytes" in known else ""
     yield "base model", str(known.get("base_fingerprint", ""))[:DIGITS]
     yield "adapter", str(known.get("adapter_digest", ""))[:DIGITS]
     yield "seed", str(known.get("seed", ""))

@@ -36,6 +36,7 @@ from fedward_simulations.behaviour import Behaviour, Carrier
 from fedward_simulations.cohort.doors import CohortDoors
 from fedward_simulations.cohort.engine import Cohort
 from fedward_simulations.cohort.memory import sites_that_fit
+from fedward_simulations.device import peak_bytes
 from fedward_simulations.engines import BY_DEFAULT, Computing, Engine
 from fedward_simulations.evaluation import TestEvaluator
 from fedward_simulations.folders import StoppedRun, lay_out, write_summary
@@ -47,6 +48,8 @@ from fedward_simulations.sources import Source
 from fedward_simulations.view import RunView
 
 if TYPE_CHECKING:
+    import torch
+
     from fedward_simulations.ray.engine import RaySites
 
 __all__ = ["Workbench", "fedavg_bytes", "resume", "run", "serving"]
@@ -63,8 +66,16 @@ class Workbench:
     evaluator: TestEvaluator
 
     @classmethod
-    def open(cls, config: RunConfig, source: Source, *, run_id: str | None = None) -> Workbench:
+    def open(
+        cls, config: RunConfig, source: Source, *, run_id: str | None = None, device: torch.device | None = None
+    ) -> Workbench:
         """Load the base and set the data out: whatever can fail on bad input does so here, before anything is written.
+
+        Args:
+          config: a checked run file.
+          source: what was read for it.
+          run_id: of the run to continue; a fresh one otherwise.
+          device: where the model computes; the CPU without.
 
         Raises:
           ModelError: the base cannot be used.
@@ -76,7 +87,7 @@ class Workbench:
             raise ConfigError(
                 f"rounds.minimum is {config.rounds.minimum}, but there are fewer sites", hint="lower rounds.minimum"
             )
-        prepared = prepare(config, run_id=run_id)
+        prepared = prepare(config, run_id=run_id, device=device)
         return cls(
             prepared=prepared,
             source=source,
@@ -239,7 +250,7 @@ def _doors(
     spec, model = bench.prepared.bundle.spec, bench.prepared.model
     return CohortDoors(
         sites=population.sites,
-        engine=Cohort(note=note),
+        engine=Cohort(note=note, precision=computing.precision),
         width=computing.clients or sites_that_fit(spec.size, model.device),
         goal=bench.prepared.bundle.config.rounds.goal,
     )
@@ -277,6 +288,7 @@ def _finish(
         "seed": config.seed,
         "run_id": bundle.run_id,
         "waivers": [SEEDED_RANDOMNESS],
+        "peak_bytes": peak_bytes(),
         "epsilon_by_site": dict(epsilons),
         "out": str(out),
     }

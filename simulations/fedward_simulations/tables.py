@@ -27,7 +27,7 @@ from fedward_simulations.progress import printable
 if TYPE_CHECKING:
     from fedward_simulations.inspect import Column, Summary
 
-__all__ = ["columns_lines", "metrics_lines"]
+__all__ = ["aligned", "columns_lines", "metrics_lines"]
 
 GAP = "  "
 PER_CLASS = ("precision", "recall", "f1")
@@ -41,7 +41,7 @@ def columns_lines(summary: Summary) -> list[str]:
         for column in summary.columns
     ]
     values = (line for column in summary.columns for line in _values(column))
-    return [f"{summary.rows:,} rows", "", *_table([head, *rows], left=1), *values]
+    return [f"{summary.rows:,} rows", "", *aligned([head, *rows], left=1), *values]
 
 
 def metrics_lines(metrics: Mapping[str, Any]) -> list[str]:
@@ -54,7 +54,7 @@ def metrics_lines(metrics: Mapping[str, Any]) -> list[str]:
         (*(f"{row[key]:.4f}" for key in PER_CLASS), f"{row['support']:,.0f}", label)
         for label, row in metrics.get("per_class", {}).items()
     ]
-    table = _table([(*PER_CLASS, "support", "label"), *classes], left=0) if classes else []
+    table = aligned([(*PER_CLASS, "support", "label"), *classes], left=0) if classes else []
     return [*(f"{label:<17}{figure}" for label, figure in facts), *[""] * bool(classes), *table]
 
 
@@ -64,10 +64,10 @@ def _values(column: Column) -> Iterable[str]:
         return
     yield ""
     yield f"Most common values of {printable(column.name)} ({column.distinct:,} in all)"
-    yield from (f"  {line}" for line in _table([(f"{count:,}", value) for value, count in common], left=0))
+    yield from (f"  {line}" for line in aligned([(f"{count:,}", value) for value, count in common], left=0))
 
 
-def _table(rows: Sequence[Sequence[str]], *, left: int) -> list[str]:
+def aligned(rows: Sequence[Sequence[str]], *, left: int) -> list[str]:
     """Lines of aligned cells: the first ``left`` columns and the last one to the left, the others to the right."""
     cells = [[printable(cell) for cell in row] for row in rows]
     widths = [max(len(cell) for cell in column) for column in zip(*cells, strict=True)]

@@ -25,6 +25,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, Self, TextIO
 
+from fedward_simulations.device import held_bytes
 from fedward_simulations.panel import FIGURE, GAP, LABEL, QUIET, REMARK, Row, Span, bar, height, panel_rows
 from fedward_simulations.progress import Progress, caveats, measures, printable, reasons, size, summary_rows
 from fedward_simulations.tables import columns_lines, metrics_lines
@@ -267,7 +268,7 @@ class LiveView(_Silent):
         from rich.console import Console
 
         self._console = console or Console(highlight=False)
-        self._progress = Progress(clock=clock)
+        self._progress = Progress(clock=clock, memory=held_bytes)
         self._lock = threading.RLock()  # the panel is drawn by a thread of its own
         self._live: Live | None = None
         self._held = io.StringIO()
@@ -319,7 +320,7 @@ class LiveView(_Silent):
     def answered(self, site: str, outcome: str) -> None:
         """Fill one dot."""
         with self._lock:
-            self._progress.answers.append(outcome)
+            self._progress.answer(site=site, outcome=outcome)
 
     def round_finished(self, record: RoundRecord) -> None:
         """Extend the curves."""

@@ -2,29 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import pytest
 
-from fedward_client.data import Records, SiteData
-from fedward_client.training import LocalResult, LocalTrainer, LocalWork, SiteInputs
-from fedward_common.adapter import Adapter
+from fedward_client.training import LocalResult, LocalTrainer, LocalWork
 from fedward_common.config import LocalOptimiser
 from fedward_common.privacy.mechanism import PrivateMetric, PrivateSum
-from fedward_common.privacy.randomness import SeededRandom
 from fedward_common.round import Training
 from fedward_simulations.cohort.engine import Cohort
 from fedward_simulations.cohort.source import Source
 from fedward_simulations.run import Workbench
-from support.federation import small_bench, some_records
+from support.cohort import METHODS, somewhere, trainer_of
+from support.federation import small_bench
 
-METHODS = {
-    "core": {"method": "core", "rank": 4, "alpha": 16.0},
-    "lora": {"method": "lora", "rank": 4, "alpha": 16.0},
-    "frozen A": {"method": "lora", "rank": 4, "alpha": 16.0, "freeze_a": True},
-}
 SIZES = {"even": (8, 8, 8), "uneven": (1, 30, 4, 0, 13), "single": (1,), "empty": (0, 0)}
 ALMOST_NONE = 1e-8  # noise so small that the sums themselves are compared
 
@@ -40,29 +31,8 @@ def noisy(multiplier: float, **changes: Any) -> PrivateSum:
     return PrivateSum(**(values | changes))
 
 
-def somewhere(bench: Workbench) -> Adapter:
-    spec = bench.prepared.bundle.spec
-    return Adapter(spec=spec, vector=np.random.default_rng(5).normal(0, 0.2, spec.size).astype(np.float32))
-
-
 def training(*groups: str, steps: int = 1, optimiser: LocalOptimiser = LocalOptimiser.SGD) -> Training:
     return Training(groups=groups, local_steps=steps, optimiser=optimiser, learning_rate=0.5)
-
-
-def paired(records: Records) -> Records:
-    return replace(records, texts=tuple((text, "chronic " + text[:9]) for (text,) in records.texts))
-
-
-def trainer_of(bench: Workbench, number: int, units: int, *, per_unit: int = 1, pairs: bool = False) -> LocalTrainer:
-    records = some_records(max(units, 1), seed=number, per_unit=per_unit)
-    records = paired(records) if pairs else records
-    everyone = np.full(records.unit_count, units == 0)  # a site without training units: all of them validate
-    return LocalTrainer(
-        model=bench.prepared.model,
-        data=SiteData(records=records, nominal_units=10, validation=everyone | (np.arange(len(everyone)) % 5 == 4)),
-        inputs=SiteInputs(bench.prepared.base, records),
-        randomness=SeededRandom(seed=3, site=f"site-{number}"),
-    )
 
 
 def works_of(

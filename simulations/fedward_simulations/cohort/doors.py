@@ -16,6 +16,7 @@ from fedward_client.round import Answering, Site
 from fedward_client.training import LocalWork
 from fedward_simulations.cohort.engine import Cohort, Outcome
 from fedward_simulations.heap import give_back
+from fedward_simulations.profiling import span
 
 __all__ = ["CohortDoors"]
 
@@ -94,16 +95,19 @@ class CohortDoors:
         self._ready.clear()
         waiting: dict[str, _Opened] = {}
         try:
-            for name, data in messages:
-                if name in self.sites and name not in waiting:
-                    self._begin(name, data, waiting)
+            with span("sites: plans checked and paid for"):
+                for name, data in messages:
+                    if name in self.sites and name not in waiting:
+                        self._begin(name, data, waiting)
             outcomes = self.engine.compute([opened.work for opened in waiting.values()])
-            for (name, opened), outcome in zip(waiting.items(), outcomes, strict=True):
-                self._ready[name] = _Reply(message=opened.message, reply=opened.finished(outcome))
+            with span("sites: updates signed and stored"):
+                for (name, opened), outcome in zip(waiting.items(), outcomes, strict=True):
+                    self._ready[name] = _Reply(message=opened.message, reply=opened.finished(outcome))
         finally:
             for opened in waiting.values():
                 opened.answering.close()  # of a run that was stopped meanwhile: what was opened is spent
-            give_back()  # a cohort's, before the next one's
+            with span("memory given back"):
+                give_back()  # a cohort's, before the next one's
 
     def take(self, name: str, data: bytes) -> bytes | None:
         """The finished reply of a site to this message, once.

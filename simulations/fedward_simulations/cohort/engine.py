@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
-from enum import StrEnum
 from typing import TypeAlias
 
 import numpy as np
@@ -27,8 +26,11 @@ from fedward_simulations.cohort.records import FlatRecords
 from fedward_simulations.cohort.source import Source
 from fedward_simulations.cohort.stacking import NotStackable, Stack
 from fedward_simulations.cohort.sums import ClippedSums
+from fedward_simulations.device import onto
+from fedward_simulations.engines import Precision
+from fedward_simulations.profiling import span
 
-__all__ = ["Cohort", "Outcome", "Precision"]
+__all__ = ["Cohort", "Outcome"]
 
 Outcome: TypeAlias = LocalResult | Exception
 Ints = NDArray[np.int64]
@@ -36,13 +38,6 @@ Drawn: TypeAlias = list[Ints]
 
 FEWEST_TOKENS = 64  # of a physical batch; below that the cohort is cut instead
 MOST_RECORDS = 4096  # of a physical batch
-
-
-class Precision(StrEnum):
-    """What the frozen base computes in; gradients of records, norms, factors and sums are float32 or better in both."""
-
-    FLOAT32 = "float32"  # equal to the sequential path within rounding
-    BFLOAT16 = "bfloat16"  # autocast, on CUDA
 
 
 @dataclass(kw_only=True, eq=False)
@@ -143,7 +138,8 @@ class _Together:
     def outcomes(self) -> list[Outcome]:
         """Metrics of the received adapter first, then training."""
         self.model.load(self.adapter)
-        metrics = self._metrics()
+        with span("cohort: metrics of the received adapter"):
+            metrics = self._metrics()
         deltas = self._deltas()
         return [
             self.faults.get(number) or LocalResult(delta=deltas[number], metrics=metrics[number])
@@ -185,9 +181,11 @@ class _Together:
         with stack.in_place():
             for step in range(self.training.local_steps):
                 totals = self._totals(stack, source, step)
-                weights.grad = self._released(totals, step).to(weights.device)
-                optimizer.step()
-                stack.stacked = weights.detach()
+                with span("cohort: noise"):
+                    weights.grad = self._released(totals, step).to(weights.device)
+                with span("cohort: optimiser step"):
+                    optimizer.step()
+                    stack.stacked = weights.detach()
         moved = (weights.detach() - start).cpu().numpy()
         return [Adapter(spec=stack.spec, vector=row.copy()) for row in moved]
 
@@ -197,7 +195,9 @@ class _Together:
         return _source(self.works, [work.trainer.features(self.adapter) for work in self.works])
 
     def _totals(self, stack: Stack, source: Source, step: int) -> torch.Tensor:
-        flat = FlatRecords.of([self._draw(number, step) for number in range(len(self.works))], lengths=source.lengths)
+        with span("cohort: draw of units and records"):
+            drawn = [self._draw(number, step) for number in range(len(self.works))]
+            flat = FlatRecords.of(drawn, lengths=source.lengths)
         sums = ClippedSums(
             sites=len(self.works),
             slices=list(stack.spec.slices.values()),
@@ -205,12 +205,16 @@ class _Together:
             device=self.model.device,
         )
         for batch in flat.cuts(tokens=self._tokens(source, flat, stack), records=self._rows(stack)):
-            self._pass(stack, source, flat, batch).backward()  # type: ignore[no-untyped-call]
-            sums.add(stack.gradients(), flat, batch)
+            with span("cohort: forward"):
+                loss = self._pass(stack, source, flat, batch)
+            with span("cohort: backward and gradients of records"):
+                loss.backward()  # type: ignore[no-untyped-call]
+            with span("cohort: clipping and sums"):
+                sums.add(stack.gradients(), flat, batch)
         return sums.totals
 
     def _pass(self, stack: Stack, source: Source, flat: FlatRecords, batch: slice) -> torch.Tensor:
-        stack.expect(torch.from_numpy(flat.owners[batch]).to(self.model.device))
+        stack.expect(onto(flat.owners[batch], self.model.device))
         with self._autocast():
             return losses(source.logits(flat, batch), source.labels(flat, batch)).sum()
 

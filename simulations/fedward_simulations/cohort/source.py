@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from fedward_client.training import LocalTrainer
 from fedward_common.modeling.tasks.classification import TokenisedTexts
 from fedward_simulations.cohort.records import FlatRecords
+from fedward_simulations.device import onto
 
 __all__ = ["Source"]
 
@@ -50,7 +51,7 @@ class Source:
 
     def labels(self, flat: FlatRecords, batch: slice) -> torch.Tensor:
         """Of a batch's records: ``(n,)``."""
-        return torch.from_numpy(self._labels[flat.places[batch]]).to(self.trainers[0].model.device)
+        return onto(self._labels[flat.places[batch]], self.trainers[0].model.device)
 
     @cached_property
     def _labels(self) -> Ints:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from fedward_client.training import SUM_BLOCK
 from fedward_common.privacy.mechanism import MARGIN, PrivateSum
 from fedward_simulations.cohort.records import FlatRecords
+from fedward_simulations.device import onto
 
 __all__ = ["ClippedSums", "clip_factors"]
 
@@ -95,7 +96,7 @@ class ClippedSums:
         self._silence(gradients, broken)  # in a product with others 0 x NaN is NaN
         _, first, where = np.unique(units, return_index=True, return_inverse=True)
         place = np.argsort(np.argsort(first))[where]  # units in the order of the batch
-        means = self._matrix(place, torch.from_numpy(shares).to(self._device), len(first))
+        means = self._matrix(place, onto(shares, self._device), len(first))
         return _Rows(
             parts=[means @ part for part in gradients],
             broken=self._matrix(place, broken.float(), len(first)).sum(1) > 0,
@@ -108,10 +109,10 @@ class ClippedSums:
             factors = factors.masked_fill(rows.broken, 0.0)
         self._silence(rows.parts, factors == 0)
         for chosen in _blocks(rows.owners):
-            places = torch.from_numpy(chosen).to(self._device)
+            places = onto(chosen, self._device)
             sites, where = np.unique(rows.owners[chosen], return_inverse=True)
             weights = self._matrix(where, factors[places], len(sites))
-            index = torch.from_numpy(sites).to(self.totals.device)
+            index = onto(sites, self.totals.device)
             every = len(chosen) == len(rows.owners)
             for part, at in zip(rows.parts, self._slices, strict=True):
                 summed = weights @ (part if every else part[places])
@@ -125,7 +126,7 @@ class ClippedSums:
     def _matrix(self, rows: Ints, values: torch.Tensor, count: int) -> torch.Tensor:
         # (count, n) with values[j] at (rows[j], j): a product with it sums in one fixed order, on every device
         matrix = torch.zeros(count, len(rows), device=self._device)
-        matrix[torch.from_numpy(rows).to(self._device), torch.arange(len(rows), device=self._device)] = values
+        matrix[onto(rows, self._device), torch.arange(len(rows), device=self._device)] = values
         return matrix
 
 

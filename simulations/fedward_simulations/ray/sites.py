@@ -162,9 +162,11 @@ class Workplace:
         Raises:
           ModelError: there is none here, or it is another than the coordinator's.
         """
+        from fedward_simulations.device import chosen
         from fedward_simulations.prepare import prepare
 
-        prepared = prepare(description.config, run_id=description.run_id)
+        # Ray shows each worker its own GPUs alone, and none to one that was promised none
+        prepared = prepare(description.config, run_id=description.run_id, device=chosen("auto"))
         if prepared.bundle.initial.digest != description.initial:
             raise ModelError(
                 "a worker's base model is not the coordinator's", hint="give all machines the same model folder"
@@ -206,8 +208,8 @@ class Workplace:
             inputs={name: inputs},
             entries={name: kept.entries},
             keys={name: Ed25519PrivateKey.from_private_bytes(told.keys[name])},
+            outbox=lambda site: outbox,
         )
-        population.sites[name]._outbox = outbox  # until Population.build takes outboxes
         return _Here(population=population, outbox=outbox, kept=kept)
 
 

@@ -10,7 +10,8 @@ import contextlib
 import multiprocessing
 import signal
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import count
 from multiprocessing.connection import Connection, wait
 from typing import TYPE_CHECKING, Any
 
@@ -31,13 +32,14 @@ Entry = Callable[[Connection, int], None]
 class _Worker:
     process: SpawnProcess
     pipe: Connection
+    number: int
     order: Order | None = None
     kin: str = field(default="")
 
     def hand(self, order: Order) -> None:
         self.order, self.kin = order, order.kin
         with contextlib.suppress(BrokenPipeError):  # it has just died, which its sentinel tells
-            self.pipe.send(order)
+            self.pipe.send(replace(order, worker=self.number))
 
     def news(self) -> Iterator[News]:
         """What it told since the last time; at its death, what that means for its order."""
@@ -128,7 +130,8 @@ class Team:
         with _interrupts_held():  # a child inherits the mask: Ctrl-C on the terminal is ours alone
             process.start()
         theirs.close()
-        worker = _Worker(process=process, pipe=ours)
+        taken = {worker.number for worker in self._workers}
+        worker = _Worker(process=process, pipe=ours, number=next(free for free in count() if free not in taken))
         self._workers.append(worker)
         return worker
 

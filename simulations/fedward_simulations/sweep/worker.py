@@ -36,7 +36,7 @@ LOOSE: Any = {"name": True, "output": True, "stages": True, "server": True, "pri
 
 @dataclass(frozen=True, kw_only=True)
 class Order:
-    """A job as a worker gets it. ``kin`` is equal for jobs that share data and model."""
+    """A job as a worker gets it. ``kin`` is equal for jobs that share data and model; ``worker`` numbers who has it."""
 
     name: str
     run_file: str
@@ -45,6 +45,7 @@ class Order:
     log: Path
     per_site: bool = False
     computing: Computing = BY_DEFAULT
+    worker: int = 0
 
 
 @dataclass(frozen=True)
@@ -124,7 +125,12 @@ class Bench:
 
         if self._held is None or self._kin != order.kin:
             self._held = None  # the old one's memory goes first
-            self._held = Workbench.open(config, read_source(config), run_id=run_id)
+            self._held = Workbench.open(
+                config,
+                read_source(config),
+                run_id=run_id,
+                device=order.computing.place(turn=order.worker),
+            )
             self._kin = order.kin
             return self._held
         Quote.of(config.terms)

@@ -90,7 +90,10 @@ class UnitOptimizer(DPOptimizer):  # type: ignore[misc]
             loss_reduction="sum",
         )
         self.mechanism = mechanism
-        self.totals = [torch.zeros(p.numel(), dtype=torch.float64, device=p.device) for p in self.params]
+        # Apple's GPUs have no float64
+        wide = ["cpu" if p.device.type == "mps" else p.device for p in self.params]
+        pairs = zip(self.params, wide, strict=True)
+        self.totals = [torch.zeros(p.numel(), dtype=torch.float64, device=place) for p, place in pairs]
         self._open: list[torch.Tensor] | None = None
 
     def accumulate(self, batch: PhysicalBatch) -> None:
@@ -114,7 +117,7 @@ class UnitOptimizer(DPOptimizer):  # type: ignore[misc]
         for part, total in zip(units, self.totals, strict=True):
             if silent.any():  # a factor of zero does not silence NaN: the row itself must go
                 part[silent] = 0.0
-            total += _weighted_sum(factors, part)
+            total += _weighted_sum(factors.to(total.device), part.to(total.device))
 
     def release(self, stream: Stream) -> None:
         """Noise, divide, and hand the gradient to the wrapped optimiser; then take its step."""
@@ -167,6 +170,11 @@ class SiteInputs:
         if self._texts is None:
             self._texts = tokenise(self._base, self._records.texts)
         return self._texts
+
+    @property
+    def max_tokens(self) -> int:
+        """Where the base model cuts a text."""
+        return self._base.max_tokens
 
     def known_features(self, adapter: Adapter) -> torch.Tensor | None:
         """Features under this adapter's frozen part, if they were computed: ``(records, hidden)``."""

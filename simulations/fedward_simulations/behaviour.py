@@ -240,7 +240,7 @@ class Unreliable:
     def drive(self, app: Any) -> None:
         """Run a ServerApp over this Grid until it returns."""
         self._engine.drive(lambda _, context: app(self, context))
-        self._let_work()
+        self.let_work()
 
     def get_node_ids(self) -> Iterable[int]:
         """The engine's."""
@@ -274,7 +274,7 @@ class Unreliable:
     def _draw(self, message: Any) -> _Sent:
         site, round = self._nodes[message.metadata.dst_node_id], int(message.metadata.group_id)
         if site in self._attempt or self._round != round:
-            self._let_work()  # the attempt before is over
+            self.let_work()  # the attempt before is over
         self._attempt.add(site)
         self._round = round
         self._asked[site, round] += 1
@@ -295,8 +295,8 @@ class Unreliable:
             del self._sent[identifier]
         return found
 
-    def _let_work(self) -> None:
-        # who is late, or not needed any more, works all the same: its ledger is charged, its reply stored
+    def let_work(self) -> None:
+        """Who is late, or not needed any more, works all the same: its ledger is charged, its reply stored."""
         for identifier, sent in list(self._sent.items()):
             self._pull(identifier, sent)
         self._sent.clear()

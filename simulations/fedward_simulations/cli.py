@@ -229,13 +229,15 @@ def sweep(
     from fedward_simulations.sweep.sweeping import sweep as run_sweep
     from fedward_simulations.sweep.view import choose_sweep_view
 
+    if engine is Engine.RAY:
+        raise InputError("a sweep does not run on Ray", hint="leave --engine out, or `fedward-sim run --engine ray`")
     plan, file = Plan.load(sweep_file)
     folder = SweepFolder(root=out)
     computing = Computing(engine=engine, clients=clients, device=device, precision=precision)
     if computing != Computing(engine=engine, clients=clients):
         computing.place()  # what is not there is not there for any run of the sweep
-    new = folder.go_on(plan) if resume else folder.begin(plan)
-    with choose_sweep_view(json_lines=json_lines) as view:
+    taken = folder.go_on(plan) if resume else folder.begin(plan)
+    with taken as new, choose_sweep_view(json_lines=json_lines) as view:
         if new:
             view.note(f"{new} runs are new since the sweep was last at work")
         try:
@@ -318,6 +320,7 @@ def _simulate(config: RunConfig, out: Path, view: RunView, *, compare: bool, com
     from fedward_simulations.folders import claim_folder
     from fedward_simulations.sources import read_source
 
+    computing.check(config)
     claim_folder(out)
     with _started(computing, view) as ready:
         device = computing.place()
@@ -341,6 +344,7 @@ def _resume(out: Path, view: RunView, *, computing: Computing) -> None:
     from fedward_simulations.sources import read_source
 
     stopped = read_stopped(out)
+    computing.check(stopped.bundle.config)
     with _started(computing, view) as ready:
         device = computing.place()
         view.preparing("reading data")

@@ -14,12 +14,14 @@ from enum import StrEnum
 from typing import TYPE_CHECKING
 
 from fedward_common.checks import at_least
-from fedward_common.errors import InputError
+from fedward_common.errors import ConfigError, InputError
 from fedward_simulations.device import check_name, chosen
 from fedward_simulations.ray.cluster import RayCluster, on_ray
 
 if TYPE_CHECKING:
     import torch
+
+    from fedward_common.config import RunConfig
 
 __all__ = ["BY_DEFAULT", "Computing", "Engine", "Precision"]
 
@@ -45,7 +47,8 @@ class Computing:
 
     Args:
       engine: which one.
-      clients: computed together by the cohort engine, at most; 0 chooses by the memory that is there.
+      clients: computed together by the cohort engine, at most; 0 chooses by the machine's memory.
+      processes: of one job, which share the memory.
       device: auto, cpu, cuda, cuda:N or mps.
       precision: of the frozen base in the cohort engine; bfloat16 on CUDA alone.
       profiled: whether a round of each stage is measured.
@@ -55,6 +58,7 @@ class Computing:
 
     engine: Engine = Engine.COHORT
     clients: int = 0
+    processes: int = 1
     device: str = "auto"
     precision: Precision = Precision.FLOAT32
     profiled: bool = False
@@ -64,6 +68,7 @@ class Computing:
     def __post_init__(self) -> None:
         """Check the range."""
         at_least("clients per batch", self.clients, 0)
+        at_least("processes", self.processes, 1)
         check_name(self.device)
         if self.precision is Precision.BFLOAT16 and self.engine is not Engine.COHORT:
             raise InputError("bfloat16 goes with the cohort engine", hint="leave --engine out")
@@ -75,6 +80,17 @@ class Computing:
             raise InputError("with Ray's engine each worker has its own device", hint="say --client-gpus, or leave it")
         if self.engine is not Engine.RAY and self.ray != RayCluster():
             raise InputError("Ray's options go with Ray's engine", hint="add --engine ray")
+
+    def check(self, config: RunConfig) -> None:
+        """Say at once what this engine cannot do; ``ConfigError`` then."""
+        if self.engine is not Engine.RAY:
+            return
+        if config.simulation is not None:
+            raise ConfigError(
+                "[simulation] does not go with Ray's engine", hint="leave --engine ray, or the table, out"
+            )
+        if config.rounds.goal:  # its workers race: who is not needed may have worked, and spent, or not
+            raise ConfigError("rounds.goal does not go with Ray's engine", hint="leave --engine ray, or the key, out")
 
     def place(self, *, turn: int = 0) -> torch.device:
         """Where the model goes. ``turn`` numbers this process among those of one job, which share the GPUs.

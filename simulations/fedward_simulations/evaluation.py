@@ -5,12 +5,10 @@ The data is ``data.test``, or what ``test_fraction`` set aside before partitioni
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from fedward_client.data import Records
 from fedward_client.training import SiteInputs
@@ -61,10 +59,6 @@ class TestEvaluator:
         self.model.load(adapter)
         predicted = predict(self.model, self.inputs.texts).argmax(1).cpu().numpy().astype(np.int64)
         return classification_metrics(predicted, self.records.labels, labels=self.config.task.labels)
-
-    def data(self) -> tuple[Sequence[NDArray[np.int64]], NDArray[np.int64]]:
-        """Token ids and label numbers."""
-        return self.inputs.texts.tokens, self.records.labels
 
     def _quick_logits(self, adapter: Adapter) -> torch.Tensor:
         with torch.no_grad():

@@ -28,6 +28,7 @@ from fedward_common.privacy.grants import Budget
 from fedward_common.privacy.ledger import Ledger
 from fedward_common.privacy.randomness import SeededRandom
 from fedward_simulations.behaviour import Behaviour
+from fedward_simulations.ledgers import Export
 from fedward_simulations.prepare import Prepared
 from fedward_simulations.spool import Spool
 
@@ -132,9 +133,10 @@ class Population:
             nominal_units={name: held.nominal_units for name, held in data.items()},
         )
 
-    def export_ledgers(self) -> dict[str, list[dict[str, Any]]]:
-        """Every site's ledger entries as JSON, for a checkpoint."""
-        return {name: ledger.export() for name, ledger in self.ledgers.items()}
+    @property
+    def exports(self) -> dict[str, Export]:
+        """Every site's ledger entries as JSON, from a number on."""
+        return {name: ledger.export for name, ledger in self.ledgers.items()}
 
     def epsilon_by_site(self, run_id: str, *, delta: float) -> dict[str, float]:
         """What the run cost at each site, computed from its ledger's events."""

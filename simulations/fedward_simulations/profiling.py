@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import csv
 import os
+import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -34,6 +35,7 @@ __all__ = ["Profiles", "Share", "span"]
 MARK = "fedward: "
 REST = "coordinator: plans, sums, checkpoint"
 OPERATORS = 30  # in a stage's list
+FORBIDDEN, LONGEST = re.compile(r"[^A-Za-z0-9._-]"), 40  # in the name of a file
 _taking = False  # one profile at a time in a process, as torch's own
 
 
@@ -177,7 +179,7 @@ class Profiles:
         self._done.add(taken.stage)
         self.folder.mkdir(parents=True, exist_ok=True)
         self.shares += _shares(taken, averages, seconds)
-        stem = f"{len(self._done)}-{taken.stage}"
+        stem = f"{len(self._done)}-{FORBIDDEN.sub('-', taken.stage)[:LONGEST]}"
         taken.profiler.export_chrome_trace(str(self.folder / f"{stem}.json.gz"))
         operators = averages.table(sort_by="self_cpu_time_total", row_limit=OPERATORS)
         (self.folder / f"{stem}.txt").write_text(operators, encoding="utf-8")

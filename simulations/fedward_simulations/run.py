@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -32,15 +33,17 @@ from fedward_server.export import export_adapter
 from fedward_server.loop import Coordinator, EnrolledSite
 from fedward_server.records import RoundLog
 from fedward_server.state import State
-from fedward_simulations.behaviour import Behaviour, Carrier
+from fedward_simulations.behaviour import Behaviour, Carrier, Unreliable
 from fedward_simulations.cohort.doors import CohortDoors
 from fedward_simulations.cohort.engine import Cohort
 from fedward_simulations.cohort.memory import sites_that_fit
 from fedward_simulations.device import peak_bytes
 from fedward_simulations.engines import BY_DEFAULT, Computing, Engine
 from fedward_simulations.evaluation import TestEvaluator
+from fedward_simulations.faults import with_flipped_labels
 from fedward_simulations.folders import StoppedRun, lay_out, write_summary
 from fedward_simulations.grid import InProcessGrid, node_ids
+from fedward_simulations.ledgers import LedgerFile
 from fedward_simulations.population import Population, Watcher, site_data
 from fedward_simulations.prepare import Prepared, prepare
 from fedward_simulations.report import draw_plots, load_rounds
@@ -52,7 +55,7 @@ if TYPE_CHECKING:
 
     from fedward_simulations.ray.engine import RaySites
 
-__all__ = ["Workbench", "fedavg_bytes", "resume", "run", "serving"]
+__all__ = ["Workbench", "cohort_of", "fedavg_bytes", "resume", "run", "serving"]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -81,7 +84,8 @@ class Workbench:
           ModelError: the base cannot be used.
           PrivacyError: delta is too large for a site, or no noise meets the target.
         """
-        data = {name: site_data(records, config=config) for name, records in source.sites.items()}
+        trained = with_flipped_labels(config, source.sites)
+        data = {name: site_data(records, config=config) for name, records in trained.items()}
         _check_promise(config, data)
         if config.rounds.minimum > len(data):
             raise ConfigError(
@@ -110,7 +114,7 @@ class Workbench:
     def start(self) -> Checkpoint:
         """Where a new run begins."""
         bundle = self.prepared.bundle
-        extra = {"data": self.source.digest, "seconds": 0.0, "ledgers": {}}
+        extra = {"data": self.source.digest, "seconds": 0.0, "sites": len(self.data), "ledgers_end": 0, "cohort": {}}
         return Checkpoint(run_id=bundle.run_id, state=State.initial(bundle.initial), heads={}, extra=extra)
 
 
@@ -132,6 +136,7 @@ def run(bench: Workbench, *, out: Path, view: RunView, computing: Computing = BY
     Raises:
       FedwardError: a run that cannot go on; the last checkpoint stands.
     """
+    computing.check(bench.prepared.bundle.config)
     lay_out(out, bench.prepared.bundle)
     start = bench.start()
     Checkpoints(out / "checkpoints").save(start.state, run_id=start.run_id, heads={}, extra=start.extra)
@@ -146,6 +151,7 @@ def resume(
     Raises:
       OutputError: data or base model are not those of the stopped run.
     """
+    computing.check(stopped.bundle.config)
     same_base = bench.prepared.bundle.initial.digest == stopped.bundle.initial.digest
     if not same_base or bench.source.digest != stopped.checkpoint.extra["data"]:
         raise OutputError(f"data or base model of the run in {out} changed since it stopped", hint="start a new run")
@@ -168,10 +174,7 @@ def _continue(bench: Workbench, start: Checkpoint, *, out: Path, view: RunView, 
     began = time.perf_counter() - float(start.extra["seconds"])
     bundle = bench.prepared.bundle
     operator, keys = new_key(), {name: new_key() for name in bench.data}
-    if computing.engine is Engine.RAY and bundle.config.simulation is not None:
-        raise ConfigError(
-            "[simulation] does not go with Ray's engine", hint="use --engine cohort, or leave the table out"
-        )
+    ledgers = LedgerFile(out / "ledgers.jsonl", end=int(start.extra["ledgers_end"]))
     behaviour = Behaviour.of(bundle.config, bench.data, keys=keys, operator=operator.public_key())
     population = Population.build(
         bench.prepared,
@@ -179,15 +182,24 @@ def _continue(bench: Workbench, start: Checkpoint, *, out: Path, view: RunView, 
         operator=operator.public_key(),
         watcher=Watcher(caching=view.caching, note=view.note),
         inputs=bench.inputs,
-        entries=start.extra["ledgers"],
+        entries=ledgers.entries,
         keys=keys,
         behaviour=behaviour,
     )
-    with serving(bench, population, computing, operator=operator, keys=keys, note=view.note) as (grid, nodes, books):
+    engine = cohort_of(bench, computing, known=start.extra["cohort"], note=view.note)
+    with serving(bench, population, computing, engine, operator=operator, keys=keys, note=view.note) as served:
+        grid, nodes, books = served
+        carrier = behaviour.around(grid, nodes)
 
         def extra() -> dict[str, Any]:
-            seconds = time.perf_counter() - began
-            return {"data": bench.source.digest, "seconds": seconds, "ledgers": books.export_ledgers()}
+            if isinstance(carrier, Unreliable):
+                carrier.let_work()  # who was late has spent what a resumed run must know of
+            return {
+                **start.extra,
+                "seconds": time.perf_counter() - began,
+                "ledgers_end": ledgers.add(books.exports),
+                "cohort": {"sites": engine.sites, "tokens": engine.tokens},
+            }
 
         coordinator = Coordinator(
             bundle=bundle,
@@ -205,7 +217,7 @@ def _continue(bench: Workbench, start: Checkpoint, *, out: Path, view: RunView, 
             sleep=behaviour.sleep,
         )
         view.started(config=bundle.config, sites=population.nominal_units, out=out)
-        state = _drive(coordinator, behaviour.around(grid, nodes), start.state)
+        state = _drive(coordinator, carrier, start.state)
         epsilons = _epsilons(books, bundle)
     return _finish(bench, state, epsilons, out=out, seconds=lambda: time.perf_counter() - began)
 
@@ -215,6 +227,7 @@ def serving(
     bench: Workbench,
     population: Population,
     computing: Computing,
+    engine: Cohort,
     *,
     operator: Ed25519PrivateKey,
     keys: Mapping[str, Ed25519PrivateKey],
@@ -222,7 +235,9 @@ def serving(
 ) -> Iterator[tuple[RaySites | InProcessGrid, Mapping[int, str], RaySites | Population]]:
     """The Grid that reaches the sites, the site at each of its nodes, and who has their ledgers."""
     if computing.engine is not Engine.RAY:
-        doors = _doors(bench, population, computing, note=note)
+        goal = bench.prepared.bundle.config.rounds.goal
+        together = computing.engine is Engine.COHORT
+        doors = CohortDoors(sites=population.sites, engine=engine, goal=goal) if together else None
         door_of = doors.door_of if doors else population.sites.__getitem__
         nodes = node_ids(population.sites)
         yield InProcessGrid(client_app(door_of), nodes, ahead=doors), nodes, population
@@ -231,9 +246,10 @@ def serving(
     from fedward_simulations.ray.sites import Description
 
     told = Description.of(bench.prepared.bundle, bench.data, operator=operator.public_key(), keys=keys)
+    entries = {name: export(0) for name, export in population.exports.items()}
     with (
         computing.started() as ready,
-        RaySites.open(told, room=ready.room or {}, note=note, entries=population.export_ledgers()) as sites,
+        RaySites.open(told, room=ready.room or {}, note=note, entries=entries) as sites,
     ):
         yield sites, sites.nodes, sites
 
@@ -242,18 +258,20 @@ def _epsilons(books: RaySites | Population, bundle: Bundle) -> dict[str, float]:
     return books.epsilon_by_site(bundle.run_id, delta=bundle.config.privacy.delta)
 
 
-def _doors(
-    bench: Workbench, population: Population, computing: Computing, *, note: Callable[[str], None]
-) -> CohortDoors | None:
-    if computing.engine is Engine.SEQUENTIAL:
-        return None
-    spec, model = bench.prepared.bundle.spec, bench.prepared.model
-    return CohortDoors(
-        sites=population.sites,
-        engine=Cohort(note=note, precision=computing.precision),
-        width=computing.clients or sites_that_fit(spec.size, model.device),
-        goal=bench.prepared.bundle.config.rounds.goal,
-    )
+def cohort_of(
+    bench: Workbench,
+    computing: Computing,
+    *,
+    known: Mapping[str, int] = MappingProxyType({}),
+    note: Callable[[str], None],
+) -> Cohort:
+    """The cohort engine of a run, of the sizes that its checkpoint knows: the same sizes give the same bits."""
+    share = 1 / computing.processes
+    fits = sites_that_fit(bench.prepared.bundle.spec.size, bench.prepared.model.device, share=share)
+    if computing.clients > fits:
+        note(f"{computing.clients} clients at a time do not fit into memory: {fits} are computed together")
+    sites = known.get("sites") or min(computing.clients or fits, fits)
+    return Cohort(note=note, precision=computing.precision, sites=sites, tokens=known.get("tokens", 0), share=share)
 
 
 def _drive(coordinator: Coordinator, grid: Carrier, state: State) -> State:

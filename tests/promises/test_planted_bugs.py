@@ -324,7 +324,7 @@ class Books:
             operator=self.operator.public_key(),
             watcher=SILENT,
             inputs=self.bench.inputs,
-            entries=self.population.export_ledgers(),
+            entries={name: export(0) for name, export in self.population.exports.items()},
             keys={name: KEYS[name] for name in self.bench.data},
         )
         return replace(self, population=population)

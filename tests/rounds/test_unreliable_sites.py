@@ -11,9 +11,12 @@ from typing import Any
 import pytest
 
 from fedward_simulations.faults import Fate, FaultPlan, Temper, tempers, with_flipped_labels
+from fedward_simulations.folders import read_stopped
+from fedward_simulations.ledgers import LedgerFile
 from fedward_simulations.run import Workbench, run
 from fedward_simulations.view import OutputMode, choose_view
 from support.federation import small_bench
+from support.watch import Recorder
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 SITES = [f"site-{number}" for number in range(1, 9)]
@@ -48,6 +51,26 @@ def test_what_is_counted_is_what_the_fault_plan_says_and_a_run_repeats_itself(tm
     assert finished(tmp_path, "two", **changes)[0]["adapter_digest"] == summary["adapter_digest"]
 
 
+def test_a_stop_forgets_nothing_of_what_late_sites_spent(tmp_path: Path) -> None:
+    bench = small_bench(tmp_path, sites=len(SITES), simulation={"late": 0.5}, rounds={**ROUNDS, "minimum": 1})
+    config = bench.prepared.bundle.config
+
+    class Stopping(Recorder):
+        def round_started(self, *, round: int, stage: str, attempt: int, cohort: int) -> None:
+            if round == 2:
+                raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(bench, out=tmp_path / "run", view=Stopping())
+    assert config.simulation is not None
+    plan = FaultPlan(settings=config.simulation, seed=config.seed, deadline_s=config.rounds.deadline_s)
+    late = {site for site in SITES if plan.fault(site, round=1, attempt=1).fate is Fate.LATE}
+    stopped = read_stopped(tmp_path / "run")
+    ledgers = LedgerFile(tmp_path / "run" / "ledgers.jsonl", end=stopped.checkpoint.extra["ledgers_end"]).entries
+    assert late
+    assert all(len(ledgers[site]) > 1 for site in SITES)  # more than the opening entry
+
+
 def test_sites_refuse_by_their_own_policy_and_budget(tmp_path: Path) -> None:
     weather = {"strict": 0.25, "spent": 0.125, "other_unit": 0.125}
     summary, rows = finished(tmp_path, "run", simulation=weather, rounds={**ROUNDS, "minimum": 1})
@@ -72,10 +95,10 @@ def test_a_poisoned_update_is_well_signed_and_only_its_norm_may_tell(
 def test_flipped_labels_change_what_is_trained_and_nothing_else(tmp_path: Path) -> None:
     bench = small_bench(tmp_path, sites=len(SITES), simulation={"poisoned": 1, "poison": "flip"})
     config = bench.prepared.bundle.config
-    flipped = replace(bench.source, sites=with_flipped_labels(config, bench.source.sites))  # as read_source does
+    dealt = {name: site_data(own, config=config) for name, own in bench.source.sites.items()}
     with choose_view(OutputMode.LINES) as view:
-        honest = run(bench, out=tmp_path / "honest", view=view)
-        poisoned = run(Workbench.open(config, flipped), out=tmp_path / "flipped", view=view)
+        honest = run(replace(bench, data=dealt), out=tmp_path / "honest", view=view)
+        poisoned = run(bench, out=tmp_path / "flipped", view=view)
     assert poisoned["epsilon_by_site"] == honest["epsilon_by_site"]
     assert poisoned["adapter_digest"] != honest["adapter_digest"]
     assert poisoned["bytes_up"] > 0.99 * honest["bytes_up"]

@@ -15,6 +15,7 @@ from fedward_common.round import Code
 from fedward_server.checkpoint import Checkpoints
 from fedward_simulations.engines import Computing, Engine
 from fedward_simulations.folders import read_stopped
+from fedward_simulations.ledgers import LedgerFile
 from fedward_simulations.run import resume, run
 from support.federation import small_bench
 from support.watch import Recorder
@@ -47,9 +48,11 @@ def test_a_run_directory_holds_what_people_use(tmp_path: Path) -> None:
 def test_epsilon_comes_from_events_and_meets_the_target_from_below(tmp_path: Path) -> None:
     bench = small_bench(tmp_path)
     summary = run(bench, out=tmp_path / "run", view=Recorder())
-    ledgers = json.loads(next((tmp_path / "run" / "checkpoints").glob("round-0004/state.json")).read_text())
+    state = json.loads((tmp_path / "run" / "checkpoints" / "round-0004" / "state.json").read_text())
+    ledgers = LedgerFile(tmp_path / "run" / "ledgers.jsonl", end=state["content"]["extra"]["ledgers_end"]).entries
     assert 7.98 < summary["epsilon"] <= 8.0
-    assert set(ledgers["content"]["extra"]["ledgers"]) == {"site-1", "site-2"}
+    assert set(ledgers) == {"site-1", "site-2"}
+    assert [entry["sequence"] for entry in ledgers["site-1"]] == list(range(1, len(ledgers["site-1"]) + 1))
 
 
 def test_the_same_seed_gives_the_same_adapter_and_another_seed_another(tmp_path: Path) -> None:

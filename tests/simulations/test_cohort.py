@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import weakref
 from typing import Any
 
 import pytest
+import torch
 
 from fedward_client.training import LocalResult, LocalTrainer, LocalWork
 from fedward_common.config import LocalOptimiser
 from fedward_common.privacy.mechanism import PrivateMetric, PrivateSum
 from fedward_common.round import Training
+from fedward_simulations.cohort import engine, memory
 from fedward_simulations.cohort.engine import Cohort
 from fedward_simulations.cohort.source import Source
 from fedward_simulations.run import Workbench
@@ -182,6 +185,47 @@ def test_out_of_memory_makes_batches_and_then_cohorts_smaller(
     assert_same([result for result in found if isinstance(result, LocalResult)], [work.done() for work in works])
     assert max(sizes) == 4
     assert sizes[-1] == 2
+
+
+def test_what_a_failed_attempt_held_is_free_before_the_next_and_its_size_is_remembered(
+    bench: Workbench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    works = works_of(bench, (5, 6, 7, 5), training("head"), multiplier=ALMOST_NONE)
+    held: list[weakref.ref[Any]] = []
+    sizes: list[int] = []
+    honest = engine.ClippedSums
+
+    def tight(**arguments: Any) -> Any:
+        assert not any(reference() is not None for reference in held), "a failed attempt is still in memory"
+        sizes.append(arguments["sites"])
+        made = honest(**arguments)
+        if arguments["sites"] > 2:
+            held.append(weakref.ref(made.totals))
+            raise torch.OutOfMemoryError
+        return made
+
+    monkeypatch.setattr(engine, "ClippedSums", tight)
+    said = Complaints()
+    cohort = Cohort(note=said, tokens=200)
+    for _ in range(2):
+        found = cohort.compute(works)
+        assert_same([result for result in found if isinstance(result, LocalResult)], [work.done() for work in works])
+    assert sizes == [4, 2, 2, 2, 2]
+    assert said == ["out of memory: 2 clients at a time from here on"]  # tokens do not decide where features are cached
+    assert cohort.tokens == 200
+
+
+def test_sizes_do_not_depend_on_what_was_drawn_or_what_is_free(
+    bench: Workbench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(memory, "whole_bytes", lambda device: 8_000_000)
+    found = []
+    for sizes in ((9,), (30, 4, 13)):
+        cohort = Cohort(note=silent)
+        cohort.compute(works_of(bench, sizes, training("adapter")))
+        found.append(cohort.tokens)
+    assert found[0] == found[1] < memory.CPU_TOKENS
+    assert found[0].bit_count() == 1
 
 
 def test_a_base_that_mixes_records_falls_back_and_says_so(bench: Workbench, monkeypatch: pytest.MonkeyPatch) -> None:

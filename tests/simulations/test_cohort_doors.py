@@ -28,7 +28,7 @@ class Opened:
     def __init__(self, folder: Path, *, width: int = 3, goal: int = 0) -> None:
         self.bench: Workbench = small_bench(folder, sites=3, units=20)
         self.population: Population = population_of(self.bench, OPERATOR)
-        self.doors = CohortDoors(sites=self.population.sites, engine=Cohort(note=silent), width=width, goal=goal)
+        self.doors = CohortDoors(sites=self.population.sites, engine=Cohort(note=silent, sites=width), goal=goal)
         self.messages = [(name, plan_bytes(self.bench, OPERATOR, to=name)) for name in self.population.sites]
 
     def read(self, name: str, reply: bytes) -> Update | Refusal:

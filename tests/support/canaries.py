@@ -1,15 +1,18 @@
-"""Looking for canaries: as they are, in another case, as hex, base64 at any offset, UTF-16, reversed, or deflated.
+"""Looking for canaries: as they are, in another case, as JSON, hex, base64 at any offset, UTF-16, reversed, deflated.
 
 Example:
     >>> found(b"a harmless text", ["zqward"])
     []
     >>> found(base64.b64encode(b"x zqward0001 y"), ["zqward"])
-    ['base64 of zqward']
+    ['base64 of zqward', 'base64url of zqward']
+    >>> found(json.dumps({"text": "a zqwärd"}).encode(), ["zqwärd"])
+    ['JSON of zqwärd']
 """
 
 from __future__ import annotations
 
 import base64
+import json
 import zlib
 from collections.abc import Iterator, Sequence
 
@@ -33,6 +36,8 @@ def found(data: bytes, canaries: Sequence[str]) -> list[str]:
 def _spellings(canary: str) -> Iterator[tuple[str, bytes]]:
     raw = canary.encode()
     assert len(raw) >= SMALLEST
+    if (escaped := json.dumps(canary)[1:-1]) != canary:
+        yield "JSON", escaped.encode()
     yield "hex", raw.hex().encode()
     yield "HEX", raw.hex().upper().encode()
     yield "UTF-16", canary.encode("utf-16-le")

@@ -409,7 +409,7 @@ def _write_records(path: Path, site: str) -> tuple[str, ...]:
         for number, (text, label) in enumerate(_rows(site)):
             if number == RECORDS:
                 break
-            canary = f"zqcanary{site}{number:04d}{os.urandom(6).hex()}"
+            canary = f"zqcanäry{site}{number:04d}{os.urandom(6).hex()}"
             canaries.append(canary)
             table.writerow((f"id-{canary}", f"{text} {canary}", label))
     path.chmod(0o600)

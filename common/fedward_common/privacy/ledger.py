@@ -145,9 +145,9 @@ class Ledger:
             raise BudgetError("the ledger was opened with another budget", hint="a budget is fixed for life")
         return ledger
 
-    def export(self) -> list[dict[str, Any]]:
-        """All entries, oldest first, as JSON objects; changing them does not change the ledger."""
-        return [entry.to_json() for entry in self._journal.entries()]
+    def export(self, after: int = 0) -> list[dict[str, Any]]:
+        """All entries after the first so many, oldest first, as JSON objects; changing them changes no ledger."""
+        return [entry.to_json() for entry in self._journal.entries()[after:]]
 
     # ---- the life of a run ---------------------------------------------------------
     def quote(self, terms: PrivacyTerms) -> Quote:
@@ -297,6 +297,10 @@ class Ledger:
     def sequence(self) -> int:
         """The number of entries."""
         return self._standing.count
+
+    def check_usable(self) -> None:
+        """Raise where nothing more can be recorded."""
+        self._journal.check_usable()
 
     def knows(self, head: str) -> bool:
         """Say whether a coordinator that holds this head saw this ledger's past, or was reconciled with it."""

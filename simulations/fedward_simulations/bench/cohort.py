@@ -206,7 +206,7 @@ def _signed(site: ReadySite, state: State) -> PlanParts:
 
 def _deliver(sites: Sequence[ReadySite], plans: Sequence[PlanParts]) -> None:
     named = {f"client-{number}": site.site for number, site in enumerate(sites)}
-    doors = CohortDoors(sites=named, engine=Cohort(note=_stop), width=len(sites))
+    doors = CohortDoors(sites=named, engine=Cohort(note=_stop, sites=len(sites)))
     grid = InProcessGrid(client_app(doors.door_of), node_ids(named), ahead=doors)
     pairs = zip(plans, grid.get_node_ids(), strict=True)
     messages = [grid.create_message(pack(plan), "train", node, "1") for plan, node in pairs]

@@ -41,7 +41,7 @@ from fedward_server.state import State
 from fedward_simulations.bench.table import Table, middle
 from fedward_simulations.engines import Computing, Engine
 from fedward_simulations.population import Population, Watcher
-from fedward_simulations.run import Workbench, serving
+from fedward_simulations.run import Workbench, cohort_of, serving
 from fedward_simulations.sources import Source
 
 __all__ = ["ENGINES", "Opener", "by", "measure", "workbench"]
@@ -68,13 +68,18 @@ def by(engine: Engine) -> Opener:
             inputs=bench.inputs,
             keys=keys,
         )
+        computing = Computing(engine=engine)
         with (
             tempfile.TemporaryDirectory() as place,
-            serving(bench, population, Computing(engine=engine), operator=operator, keys=keys, note=_complain) as (
-                grid,
-                nodes,
-                _,
-            ),
+            serving(
+                bench,
+                population,
+                computing,
+                cohort_of(bench, computing, note=_complain),
+                operator=operator,
+                keys=keys,
+                note=_complain,
+            ) as (grid, nodes, _),
         ):
             kept = _State(Path(place), bench.start().state)
             coordinator = Coordinator(

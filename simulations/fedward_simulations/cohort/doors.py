@@ -62,19 +62,17 @@ class CohortDoors:
 
     Args:
       sites: by name.
-      engine: computes what they yield.
-      width: sites that are opened together, at most.
+      engine: computes what they yield; so many sites as it takes at once are opened together.
       goal: updates that end a round, or 0. Only sites that are certainly needed are opened ahead: a site that would
         not be asked must not spend.
 
     Guarantees:
-      - At most ``width`` finished replies are held here, whatever the number of sites.
+      - At most so many finished replies are held here, whatever the number of sites.
       - A site that raises, or whose work fails, is one answer of its own; the others are answered.
     """
 
     sites: Mapping[str, Site]
     engine: Cohort
-    width: int
     goal: int = 0
     _ready: dict[str, _Reply] = field(default_factory=dict)
 
@@ -88,7 +86,7 @@ class CohortDoors:
 
     def room(self, opened: int) -> int:
         """How many messages may be opened now, where so many of this round were opened before."""
-        return self.width if not self.goal else max(1, min(self.width, self.goal - opened))
+        return self.engine.sites if not self.goal else max(1, min(self.engine.sites, self.goal - opened))
 
     def open(self, messages: Iterable[tuple[str, bytes]]) -> None:
         """Have these sites answer, together; what was opened before and not asked for is forgotten."""

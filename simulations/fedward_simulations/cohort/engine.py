@@ -21,7 +21,7 @@ from fedward_common.adapter import Adapter
 from fedward_common.modeling.tasks.classification import losses, scores
 from fedward_common.privacy.mechanism import MetricSums
 from fedward_common.privacy.randomness import Purpose
-from fedward_simulations.cohort.memory import Saved, batch_tokens, is_out_of_memory
+from fedward_simulations.cohort.memory import MOST_SITES, Saved, batch_tokens, is_out_of_memory
 from fedward_simulations.cohort.records import FlatRecords
 from fedward_simulations.cohort.source import Source
 from fedward_simulations.cohort.stacking import NotStackable, Stack
@@ -47,7 +47,9 @@ class Cohort:
     Args:
       note: hears one line when work is computed in smaller pieces, or one by one.
       precision: of the frozen base.
-      tokens: of a physical batch, padding included; 0 measures what fits.
+      sites: computed together, at most; fewer from where memory ran out.
+      tokens: of a physical batch, padding included; 0 measures once what fits. The same number gives the same bits.
+      share: of the device's memory that this process may count on.
 
     Guarantees:
       - Each result is what ``work.done()`` gives, within rounding; the same works give bit-identical results.
@@ -57,7 +59,9 @@ class Cohort:
 
     note: Callable[[str], None]
     precision: Precision = Precision.FLOAT32
+    sites: int = MOST_SITES
     tokens: int = 0
+    share: float = 1.0
     _said: set[str] = field(default_factory=set)
 
     def compute(self, works: Sequence[LocalWork]) -> list[Outcome]:
@@ -68,31 +72,43 @@ class Cohort:
             groups.setdefault(_kind(work), []).append(number)
         for kind, numbers in groups.items():
             chosen = [works[number] for number in numbers]
-            found = self._group(chosen) if kind is not None else [_alone(work) for work in chosen]
+            found = self._parts(chosen) if kind is not None else [_alone(work) for work in chosen]
             outcomes.update(zip(numbers, found, strict=True))
         return [outcomes[number] for number in range(len(works))]
 
-    def _group(self, works: list[LocalWork]) -> list[Outcome]:
+    def _parts(self, works: list[LocalWork]) -> list[Outcome]:
+        found: list[Outcome] = []
+        while len(found) < len(works):
+            part = works[len(found) :][: self.sites]
+            outcomes = self._group(part)
+            if outcomes is None and not self._smaller(part):
+                outcomes = [_alone(work) for work in part]
+            found += outcomes or []
+        return found
+
+    def _group(self, works: list[LocalWork]) -> list[Outcome] | None:
+        # None: memory ran out. What the failed attempt held is free again when the next one begins
         try:
             return _Together(works=works, cohort=self).outcomes()
         except NotStackable as error:
             self._say(f"{error}: sites are computed one by one")
         except Exception as error:
             if is_out_of_memory(error):
-                return self._smaller(works)
+                return None
             self._say(f"the cohort failed ({type(error).__name__}): its sites are computed one by one")
         return [_alone(work) for work in works]
 
-    def _smaller(self, works: list[LocalWork]) -> list[Outcome]:
-        if self.tokens > FEWEST_TOKENS:
+    def _smaller(self, works: list[LocalWork]) -> bool:
+        # features that are cached have one token a record: there only fewer sites help
+        if self.tokens > FEWEST_TOKENS and works[0].training.groups != ("head",):
             self.tokens //= 2
             self._say(f"out of memory: physical batches of {self.tokens} tokens from here on")
-            return self._group(works)
+            return True
         if len(works) == 1:
-            return [_alone(works[0])]
-        half = len(works) // 2
-        self._say(f"out of memory: {half} clients at a time from here on")
-        return [*self._group(works[:half]), *self._group(works[half:])]
+            return False
+        self.sites = len(works) // 2
+        self._say(f"out of memory: {self.sites} clients at a time from here on")
+        return True
 
     def _say(self, line: str) -> None:
         if line not in self._said:
@@ -245,12 +261,14 @@ class _Together:
         return self.cohort.tokens or 64 * int(flat.widths.max(initial=1))
 
     def _measured(self, stack: Stack, source: Source, flat: FlatRecords) -> int:
-        # a dry pass of the longest record: what it keeps for the way back, and its gradients
-        longest, saved = slice(len(flat) - 1, len(flat)), Saved()
-        with saved.counting(self.model):
-            self._pass(stack, source, flat, longest)
-        width = max(1, int(flat.widths[-1]))
-        return max(FEWEST_TOKENS, batch_tokens((saved.bytes + 8 * stack.spec.size) / width, self.model.device))
+        # a dry pass of as long a text as the base reads: what it keeps for the way back, and its gradients. Neither the
+        # round nor its draw has a part in it
+        saved, width = Saved(), source.most_tokens
+        stack.expect(onto(flat.owners[:1], self.model.device))
+        with saved.counting(self.model), self._autocast():
+            self.model(*source.longest())
+        bytes_per_token = (saved.bytes + 8 * stack.spec.size) / width
+        return max(FEWEST_TOKENS, batch_tokens(bytes_per_token, self.model.device, share=self.cohort.share))
 
     @contextlib.contextmanager
     def _faults_of(self, number: int) -> Iterator[None]:

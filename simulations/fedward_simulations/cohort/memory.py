@@ -1,4 +1,8 @@
-"""How many records go through the model together, and how many sites are computed together: from measured memory."""
+"""How many records go through the model together, and how many sites are computed together: from measured memory.
+
+The device's whole memory counts, not what is free at the moment: the same machine gives the same numbers, so the same
+bits. Both numbers are powers of two.
+"""
 
 from __future__ import annotations
 
@@ -10,9 +14,10 @@ from pathlib import Path
 
 import torch
 
-__all__ = ["Saved", "available_bytes", "batch_tokens", "is_out_of_memory", "sites_that_fit"]
+__all__ = ["MOST_SITES", "Saved", "batch_tokens", "is_out_of_memory", "sites_that_fit", "whole_bytes"]
 
 SHARE = 0.5  # of the memory that is there
+CGROUP = Path("/sys/fs/cgroup/memory.max")
 CPU_TOKENS, CPU_SITES = 2048, 64  # more gains nothing on a CPU: the matrices are large enough, and the caches are not
 MOST_SITES = 1024
 SITE_BYTES = 48  # a trained number of a site in the cohort: float64 sum, weight, gradient, optimiser, plan and reply
@@ -45,32 +50,34 @@ class Saved:
             yield
 
 
-def available_bytes(device: torch.device) -> int:
-    """Memory that is free for computing on a device."""
+def whole_bytes(device: torch.device) -> int:
+    """A device's memory; of the CPU's, what this process's control group may take."""
     if device.type == "cuda":
-        free, _ = torch.cuda.mem_get_info(device)
-        return int(free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device))
+        return int(torch.cuda.get_device_properties(device).total_memory)
     try:
-        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-        return next(1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:"))
-    except (OSError, StopIteration, ValueError):
-        pass
-    try:
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+        whole = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (AttributeError, ValueError, OSError):
-        return UNKNOWN
+        whole = UNKNOWN
+    try:
+        return min(whole, int(CGROUP.read_text(encoding="ascii")))
+    except (OSError, ValueError):  # no such group, or "max"
+        return whole
 
 
-def batch_tokens(bytes_per_token: float, device: torch.device) -> int:
-    """Tokens of a physical batch, padding included."""
-    fits = max(1, int(SHARE * available_bytes(device) / max(bytes_per_token, 1.0)))
+def batch_tokens(bytes_per_token: float, device: torch.device, *, share: float = 1.0) -> int:
+    """Tokens of a physical batch, padding included; ``share`` of the memory is this process's."""
+    fits = _power_of_two(share * SHARE * whole_bytes(device) / max(bytes_per_token, 1.0))
     return min(fits, CPU_TOKENS) if device.type == "cpu" else fits
 
 
-def sites_that_fit(numbers: int, device: torch.device) -> int:
+def sites_that_fit(numbers: int, device: torch.device, *, share: float = 1.0) -> int:
     """Sites that are computed together, with so many trained numbers each."""
-    fits = int(SHARE * available_bytes(device)) // (SITE_BYTES * max(numbers, 1))
-    return max(1, min(fits, CPU_SITES if device.type == "cpu" else MOST_SITES))
+    fits = _power_of_two(share * SHARE * whole_bytes(device) / (SITE_BYTES * max(numbers, 1)))
+    return min(fits, CPU_SITES if device.type == "cpu" else MOST_SITES)
+
+
+def _power_of_two(value: float) -> int:
+    return 1 << max(int(value).bit_length() - 1, 0)
 
 
 def is_out_of_memory(error: Exception) -> bool:

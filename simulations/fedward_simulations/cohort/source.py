@@ -45,9 +45,25 @@ class Source:
         model = self.trainers[0].model
         owners, records = flat.owners[batch], flat.records[batch]
         if self.features is None:
-            inputs = self._texts(owners, records).batch(np.arange(len(records)), device=model.device).inputs
+            inputs = self._placed(self._texts(owners, records))
         found: torch.Tensor = model(*inputs) if self.features is None else model.head(self._rows(owners, records))
         return found
+
+    @property
+    def most_tokens(self) -> int:
+        """The longest text that the base reads."""
+        return self.trainers[0].inputs.max_tokens
+
+    def longest(self) -> tuple[torch.Tensor, ...]:
+        """One text of that length as the model reads it, of nobody."""
+        texts = self.trainers[0].inputs.texts
+        blank = (np.full(self.most_tokens, texts.pad_id, np.int64),)
+        kinds = (np.zeros(self.most_tokens, np.int64),) if texts.types else None
+        return self._placed(TokenisedTexts(tokens=blank, pad_id=texts.pad_id, types=kinds))
+
+    def _placed(self, texts: TokenisedTexts) -> tuple[torch.Tensor, ...]:
+        made = texts.batch(np.arange(len(texts)), device=torch.device("cpu")).inputs
+        return tuple(onto(values.numpy(), self.trainers[0].model.device) for values in made)
 
     def labels(self, flat: FlatRecords, batch: slice) -> torch.Tensor:
         """Of a batch's records: ``(n,)``."""

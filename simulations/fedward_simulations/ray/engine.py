@@ -6,7 +6,7 @@ process; no text of an exception in a log; and, when it is over, no worker that 
 
     with on_ray(cluster) as room, RaySites.open(description, room=room, note=print) as sites:
         sites.drive(server_app(coordinator, state, done=...))
-        sites.export_ledgers()
+        sites.exports["site-1"](0)
 """
 
 from __future__ import annotations
@@ -43,6 +43,7 @@ from flwr.superlink.grid import InMemoryGrid
 
 from fedward_common.privacy.grants import Budget
 from fedward_common.privacy.ledger import Ledger
+from fedward_simulations.ledgers import Export
 from fedward_simulations.ray.cluster import undisturbed
 from fedward_simulations.ray.sites import ON_PURPOSE, Description, Kept, SiteApp
 
@@ -51,7 +52,6 @@ __all__ = ["RaySites"]
 RUN, TASK, SERVER_NODE = 1, 1, 1
 LOOK_S = 0.01
 END_S = 5.0
-LONG_S = 86_400.0
 ROUNDS = (b'"entry":"start"', b'"entry":"settle"')
 RETRIES = 3  # of one message whose worker died; an answer is a function of message and context
 
@@ -137,8 +137,6 @@ class RaySites(InMemoryGrid):
                 self._group = message.metadata.group_id
                 self.state.delete_messages(message_ins_ids=self._unanswered)
                 self._unanswered.clear()
-            if self._config.simulation is not None:  # a plan's time is by a simulated clock, Flower's by the real one
-                message.metadata.ttl = LONG_S
             identifiers.extend(super().push_messages([message]))
         self._unanswered.update(identifiers)
         return identifiers
@@ -177,8 +175,9 @@ class RaySites(InMemoryGrid):
             self._note(line)
 
     # ---- what Flower keeps of the sites --------------------------------------------------
-    def export_ledgers(self) -> dict[str, list[dict[str, Any]]]:
-        """Every site's ledger entries as JSON, for a checkpoint."""
+    @property
+    def exports(self) -> dict[str, Export]:
+        """Every site's ledger entries as JSON, from a number on."""
         return {name: self._kept(name).entries for name in self._by_name}
 
     def epsilon_by_site(self, run_id: str, *, delta: float) -> dict[str, float]:
@@ -197,7 +196,7 @@ class RaySites(InMemoryGrid):
 
     def _ledger(self, name: str) -> Ledger:
         privacy = self._config.privacy
-        return Ledger.restore(self._kept(name).entries, budget=Budget(epsilon=privacy.epsilon, delta=privacy.delta))
+        return Ledger.restore(self._kept(name).entries(), budget=Budget(epsilon=privacy.epsilon, delta=privacy.delta))
 
     def _kept(self, name: str) -> Kept:
         return Kept.of(self._stores[self._by_name[name]].retrieve_context(RUN).state)

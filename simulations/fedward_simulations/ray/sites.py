@@ -111,10 +111,9 @@ class Kept:
             name: list(value) if isinstance(value, tuple) else value for name, value in vars(self).items()
         })  # fmt: skip
 
-    @property
-    def entries(self) -> list[dict[str, Any]]:
-        """The ledger's entries."""
-        return [json.loads(entry) for entry in self.ledger]
+    def entries(self, after: int = 0) -> list[dict[str, Any]]:
+        """The ledger's entries after the first so many."""
+        return [json.loads(entry) for entry in self.ledger[after:]]
 
 
 @dataclass(kw_only=True)
@@ -184,10 +183,10 @@ class Workplace:
         return reply, here.kept
 
     def _after(self, name: str, here: _Here) -> Kept:
-        entries = here.population.export_ledgers()[name]
         known = here.kept.ledger  # entries are only ever added
+        added = here.population.exports[name](len(known))
         return Kept(
-            ledger=(*known, *(canonical(entry) for entry in entries[len(known) :])),
+            ledger=(*known, *(canonical(entry) for entry in added)),
             notes=tuple(self._notes),
             **vars(here.outbox),
         )
@@ -206,7 +205,7 @@ class Workplace:
             operator=Ed25519PublicKey.from_public_bytes(told.operator),
             watcher=Watcher(caching=lambda site, done, total: None, note=self._notes.append),
             inputs={name: inputs},
-            entries={name: kept.entries},
+            entries={name: kept.entries()},
             keys={name: Ed25519PrivateKey.from_private_bytes(told.keys[name])},
             outbox=lambda site: outbox,
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import logging
 import os
@@ -20,17 +21,21 @@ from pathlib import Path
 
 import pytest
 
+from fedward_client.books import journal
 from fedward_client.door.credentials import Pair, Published
 from fedward_client.door.parts import HEADER_ROOM
-from fedward_client.door.place import Place
+from fedward_client.door.place import SERVING, Place, listening
 from fedward_client.door.stub import RemoteDoor
+from fedward_client.installation.folder import Folder
 from fedward_client.installation.opening import open_site
 from fedward_client.trainer import main as trainer_main
 from fedward_client.trainer.isolation import Isolation
 from fedward_client.trainer.main import AGAIN, CUT_OFF, WRONG
-from fedward_common.errors import DoorClosed, DoorRefused
+from fedward_common.errors import DoorClosed, DoorRefused, OutputError
+from fedward_common.machine.holding import holder
 from fedward_common.machine.logs import restored
 from fedward_common.round import Code
+from support.crashes import FailingFiles
 from support.hospital import PLAIN, Hospital
 from support.trainer import TrainerProcess, short_folder, with_slots
 
@@ -120,6 +125,20 @@ def test_a_second_trainer_on_the_same_site_ends_with_a_hint(running: TrainerProc
     assert running.door.ready()
 
 
+def test_whoever_asks_is_told_that_plans_are_taken_once_the_site_is_open_and_no_longer_than_the_process_lives(
+    hospital: Hospital,
+) -> None:
+    with TrainerProcess(hospital) as trainer:
+        while not listening(trainer.place.socket):
+            assert trainer.process.poll() is None, trainer.log()
+        opened = trainer.door.ready()
+        assert opened or holder(hospital.root / SERVING) is None
+        trainer.ready()
+        assert holder(hospital.root / SERVING) == trainer.process.pid
+        trainer.kill()
+        assert holder(hospital.root / SERVING) is None
+
+
 # ---- crashes ---------------------------------------------------------------------------
 def begun(hospital: Hospital) -> None:
     """Wait until a round is marked started in the ledger: data is being opened."""
@@ -176,7 +195,9 @@ def test_sigterm_removes_the_socket_lets_a_round_end_and_its_reply_is_handed_ove
 
 def test_a_round_that_outlasts_the_grace_is_cut_off_and_held(hospital: Hospital) -> None:
     short = (
-        "import sys; from fedward_client.trainer import main; main.GRACE_S = 0.01; sys.exit(main.main(sys.argv[1:]))"
+        "import sys, time; from fedward_client.trainer import main; from fedward_client.training import LocalTrainer\n"
+        "LocalTrainer.train = lambda *arguments: time.sleep(60)\n"
+        "main.GRACE_S = 0.01; sys.exit(main.main(sys.argv[1:]))"
     )
     descriptor = (pair := Pair.make()).trainer.to_fd()
     arguments = [str(hospital.root), "--credentials-fd", str(descriptor)]
@@ -198,6 +219,34 @@ def test_a_round_that_outlasts_the_grace_is_cut_off_and_held(hospital: Hospital)
         process.wait()
     with open_site(hospital.root) as second:
         assert hospital.code(second.answer(hospital.plan_bytes())) is Code.UNAVAILABLE
+
+
+# ---- a disk that refuses -------------------------------------------------------------------
+def test_a_disk_that_refuses_ends_the_process_and_the_next_one_answers_the_same_plan(
+    hospital: Hospital, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    disk, half = FailingFiles(steps=10**9, code=errno.ENOSPC), Pair.make()
+    monkeypatch.setattr(journal, "Files", lambda: disk)
+    place = Place.at_site(hospital.root)
+    place.prepare()
+
+    def ask() -> bytes:
+        with RemoteDoor(place.socket, half.courier) as door:
+            while not door.ready():
+                time.sleep(0.05)
+            disk.steps = 0
+            return door.answer(hospital.plan_bytes())
+
+    with ThreadPoolExecutor(1) as calls:
+        call = calls.submit(ask)
+        with pytest.raises(OutputError, match="opened anew"):
+            trainer_main._serve(hospital.root, Folder.open(hospital.root).load_site(), place, half.trainer)
+        with pytest.raises(DoorClosed):  # so the courier asks again
+            call.result(30)
+    assert "No space left on device" in caplog.text
+    disk.steps = 10**9
+    with open_site(hospital.root) as after:
+        assert hospital.code(after.answer(hospital.plan_bytes())) is None
 
 
 # ---- refused: no isolation, wrong arguments ------------------------------------------------

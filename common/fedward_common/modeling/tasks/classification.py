@@ -105,8 +105,8 @@ def losses(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
 
 def scores(logits: torch.Tensor, labels: torch.Tensor) -> NDArray[np.float64]:
     """Whether each record is right, and its loss in nats: ``(n, 2)``. Unbounded; the metric mechanism bounds them."""
-    correct = (logits.argmax(1) == labels).double()
-    return torch.stack([correct, losses(logits, labels).double()], dim=1).cpu().numpy()
+    correct = (logits.argmax(1) == labels).cpu().double()  # Apple's GPUs have no float64
+    return torch.stack([correct, losses(logits, labels).cpu().double()], dim=1).numpy()
 
 
 def predict(

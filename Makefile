@@ -40,10 +40,12 @@ venv: .venv/.done
 demo: venv
 	$(V)/fedward-sim demo $(ARGS)
 
-# threads that wait must not spin: tests share the cores with the processes that they start
+# two files of tests at a time, in the order of their names. Threads that wait must not spin: tests share the cores with
+# each other and with the processes that they start
 test: export OMP_WAIT_POLICY := PASSIVE
+test: export OMP_NUM_THREADS := 1
 test: venv
-	$(V)/python -m pytest $(ARGS)
+	$(V)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 # half an hour of kills and cuts on a real federation; not part of the suite
 soak: export OMP_WAIT_POLICY := PASSIVE

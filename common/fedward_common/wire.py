@@ -1,4 +1,4 @@
-"""Packs our bytes into Flower's records and back: the only module in common that imports Flower.
+"""Packs our bytes into Flower's records and back. Besides this module only ``sealed`` imports Flower in common.
 
 Flower sees opaque byte strings. What they mean, and whether they are to be believed, is the codec's business.
 
@@ -20,8 +20,9 @@ from flwr.app import ConfigRecord, RecordDict
 
 from fedward_common.codec import PlanParts, is_plan
 from fedward_common.errors import MalformedMessage
+from fedward_common.sealed import value_start
 
-__all__ = ["body_of", "pack", "salted", "unpack", "with_body"]
+__all__ = ["body_of", "message_start", "pack", "reply_record", "salted", "unpack", "with_body"]
 
 _RECORD, _BODY, _KEY, _SALT = "fedward", "fedward.body", "message", "salt"
 _SALT_BYTES = 16
@@ -32,7 +33,17 @@ def pack(message: bytes | PlanParts) -> RecordDict:
     if isinstance(message, PlanParts):
         edges = ConfigRecord({_KEY: [message.head, message.signature]})
         return RecordDict({_RECORD: edges, _BODY: ConfigRecord({_KEY: message.body})})
-    return RecordDict({_RECORD: ConfigRecord({_KEY: message})})
+    return RecordDict({_RECORD: reply_record(message)})
+
+
+def reply_record(message: bytes) -> ConfigRecord:
+    """The record of a reply, around its very bytes."""
+    return ConfigRecord({_KEY: message})
+
+
+def message_start(answer: bytes, *, size: int) -> int | None:
+    """Where a reply's bytes begin in the answer that brings its record; None where that brings something else."""
+    return value_start(answer, _KEY, size=size)
 
 
 def unpack(content: RecordDict) -> bytes:

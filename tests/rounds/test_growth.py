@@ -1,4 +1,4 @@
-"""A run of many rounds needs the memory of a few, on either engine."""
+"""A run of many rounds needs the memory of a few."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 
 from fedward_common.round import RoundRecord
-from fedward_simulations.engines import Computing, Engine
 from fedward_simulations.run import run
 from support.federation import small_bench
 from support.watch import Recorder
@@ -36,15 +35,14 @@ class Gauge(Recorder):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("engine", [Engine.COHORT, Engine.SEQUENTIAL])
-def test_two_hundred_rounds_do_not_grow(tmp_path: Path, engine: Engine) -> None:
+def test_two_hundred_rounds_do_not_grow(tmp_path: Path) -> None:
     stages = [
         {"name": "head", "train": ["head"], "rounds": ROUNDS},
         {"name": "adapter", "train": ["adapter"], "rounds": ROUNDS, "sampling_rate": 0.5, "noise_ratio": 0.5},
     ]
     bench, gauge = small_bench(tmp_path, units=20, stages=stages), Gauge()
     try:
-        run(bench, out=tmp_path / "run", view=gauge, computing=Computing(engine=engine))
+        run(bench, out=tmp_path / "run", view=gauge)
     finally:
         tracemalloc.stop()
     rounds = 2 * ROUNDS - WARM

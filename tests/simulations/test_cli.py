@@ -58,16 +58,12 @@ def test_the_quick_demo_leaves_a_whole_run(demo: Path) -> None:
     assert summary["delta"] == 1e-5
 
 
-def test_an_earlier_demo_is_moved_aside(command: Command, tmp_path: Path) -> None:
+def test_an_earlier_demo_is_moved_aside_and_json_is_one_object_a_line(command: Command, tmp_path: Path) -> None:
     (tmp_path / "demo").mkdir()
     (tmp_path / "demo" / "thesis.txt").write_text("precious")
-    command("demo", "--quick", "--lines", "--out", tmp_path / "demo")
+    rows = [json.loads(line) for line in command("demo", "--quick", "--json", "--out", tmp_path / "demo").splitlines()]
     assert (tmp_path / "demo.1" / "thesis.txt").read_text() == "precious"
     assert (tmp_path / "demo" / "summary.json").exists()
-
-
-def test_json_prints_one_object_a_line_and_the_summary_last(command: Command, tmp_path: Path) -> None:
-    rows = [json.loads(line) for line in command("demo", "--quick", "--json", "--out", tmp_path / "d").splitlines()]
     assert [row["event"] for row in rows if row["event"] == "round"] == ["round"] * quick_config().total_rounds
     assert rows[-1]["event"] == "summary"
 

@@ -11,7 +11,7 @@ import ssl
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 import httpx
 from flwr.app import ConfigRecord, Message, RecordDict
@@ -35,13 +35,11 @@ from flwr.proto.message_pb2 import (
 )
 from flwr.proto.node_pb2 import Node
 from flwr.proto.recorddict_pb2 import ConfigRecord as ProtoConfigRecord
-from flwr.proto.recorddict_pb2 import ConfigRecordValue as ProtoConfigRecordValue
 from flwr.supercore.constant import HEAD_BODY_DIVIDER, HEAD_VALUE_DIVIDER
 from flwr.supercore.error import ApiErrorCode, FlowerError
 from flwr.supercore.inflatable.inflatable_object import (
     InflatableObject,
     get_all_nested_objects,
-    get_object_id,
     get_object_tree,
     iterate_object_tree,
     no_object_id_recompute,
@@ -72,6 +70,7 @@ from fedward_client.courier.faults import (
 )
 from fedward_client.courier.folder import CourierFolder
 from fedward_client.courier.link import OverLimit, Watch, certificate_error, certificate_words, open_link, tls_context
+from fedward_common.sealed import field_head, seal
 
 __all__ = ["Fleet", "NotYet", "Parcel", "Unreadable", "expires_at", "pack_up"]
 
@@ -307,28 +306,13 @@ def pack_up(reply: Message) -> Parcel:
     """
     if reply.has_content():
         for name in reply.content:
-            _seal(reply.content, name)
+            seal(reply.content, name)
     with no_object_id_recompute():
         reply.metadata.__dict__["_message_id"] = reply.object_id
         tree = get_object_tree(reply)
         contents = {name: part.deflate() for name, part in get_all_nested_objects(reply).items()}
     head = remove_content_from_message(reply) if reply.has_content() else reply
     return Parcel(head=head, tree=tree, contents=contents)
-
-
-class _Sealed(ConfigRecord):
-    """A record of which only its bytes on the wire are left."""
-
-    def __init__(self, wire: bytes) -> None:
-        super().__init__()
-        self.__dict__.update(_wire=wire, _digest=get_object_id(wire))
-
-    @property
-    def object_id(self) -> str:
-        return str(self.__dict__["_digest"])
-
-    def deflate(self) -> bytes:
-        return bytes(self.__dict__["_wire"])
 
 
 class _WithContent:
@@ -338,33 +322,8 @@ class _WithContent:
         self._head, self._content = head, content
 
     def SerializeToString(self, *, deterministic: bool) -> bytes:
-        field = _field(PushObjectRequest, "object_content", self._content)
-        return b"".join((self._head.SerializeToString(deterministic=deterministic), *field))
-
-
-def _varint(value: int) -> bytes:
-    return bytes([value & 127 | 128]) + _varint(value >> 7) if value > 127 else bytes([value])
-
-
-def _seal(content: RecordDict, name: str) -> None:
-    """What Flower's ``deflate`` does, which would hold the bytes six times."""
-    record = content[name]
-    if not isinstance(record, ConfigRecord) or not all(isinstance(each, bytes) for each in record.values()):
-        return
-    parts: list[bytes] = []
-    for key, value in record.items():
-        inner = _field(ProtoConfigRecordValue, "bytes", cast(bytes, value))
-        item = (*_field(ProtoConfigRecord.Item, "key", key.encode()), *_field(ProtoConfigRecord.Item, "value", *inner))
-        parts += _field(ProtoConfigRecord, "items", *item)
-    size = str(sum(map(len, parts)))
-    head = HEAD_VALUE_DIVIDER.join((ConfigRecord.__qualname__, "", size)).encode()
-    content[name] = _Sealed(b"".join((head, HEAD_BODY_DIVIDER, *parts)))
-
-
-def _field(message: Any, name: str, *parts: bytes) -> tuple[bytes, ...]:
-    """A field of bytes, as protobuf writes it, in parts: its own writer would hold them three times more."""
-    number, size = message.DESCRIPTOR.fields_by_name[name].number, sum(map(len, parts))
-    return (_varint(number << 3 | 2), _varint(size), *parts)
+        field = field_head(PushObjectRequest, "object_content", len(self._content))
+        return b"".join((self._head.SerializeToString(deterministic=deterministic), field, self._content))
 
 
 def _open_records(contents: dict[str, bytes]) -> dict[str, InflatableObject]:

@@ -11,23 +11,40 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
+from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
 from fedward_common.report import counted
 from fedward_server.deployment.runs import RunFolder, RunState, RunStatus
 
-__all__ = ["Seen", "Tail", "follow", "read_rows", "round_line", "status_line"]
+__all__ = ["Kind", "Seen", "Tail", "follow", "read_rows", "round_line", "status_line"]
 
 POLL_S = 0.5
 
 
+class Kind(StrEnum):
+    """Why a file that is read on is suddenly another one."""
+
+    DIARY = "diary"
+    """A resumed run dropped the rounds that it will do again: what stands before the offset was read."""
+
+    LOG = "log"
+    """It was full and moved aside: all of it is new."""
+
+
 @dataclass
 class Tail:
-    """A file of lines that grows: each call gives what is new since the last. It may be replaced by a shorter one."""
+    """A file of lines that grows: each call gives what is new since the last. It may be replaced by a shorter one.
+
+    Guarantees:
+      - No line of a log is lost or given twice when it is moved aside, once, between two calls.
+    """
 
     path: Path
+    kind: Kind = Kind.DIARY
     _offset: int = field(default=0, init=False)
     _inode: int = field(default=0, init=False)
 
@@ -35,18 +52,27 @@ class Tail:
         """The whole lines that were added."""
         try:
             with self.path.open("rb") as file:
-                status = os.fstat(file.fileno())
+                left, status = b"", os.fstat(file.fileno())
                 if status.st_ino != self._inode or status.st_size < self._offset:
-                    # a resumed run drops the rounds it will do again; a full log is moved aside
-                    self._offset = min(self._offset, status.st_size)
+                    left = self._moved()
+                    self._offset = 0 if self.kind is Kind.LOG else min(self._offset, status.st_size)
                     self._inode = status.st_ino
                 file.seek(self._offset)
-                whole, _, _ = file.read().rpartition(b"\n")
+                fresh, _, _ = file.read().rpartition(b"\n")
         except OSError:
             return []
-        if whole:
-            self._offset += len(whole) + 1
+        self._offset += len(fresh) + 1 if fresh else 0
+        whole = b"\n".join(part for part in (left, fresh) if part)
         return whole.decode("utf-8", "replace").split("\n") if whole else []
+
+    def _moved(self) -> bytes:
+        """What was added to a log between the last look and its being moved aside."""
+        before = self.path.with_name(f"{self.path.name}.1")
+        with suppress(OSError), before.open("rb") as file:
+            if self.kind is Kind.LOG and os.fstat(file.fileno()).st_ino == self._inode:
+                file.seek(self._offset)
+                return file.read().rstrip(b"\n")
+        return b""
 
     def rows(self) -> list[dict[str, Any]]:
         """The JSON objects among the lines that were added."""

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from fedward_common.report import Report
-from fedward_server.commands.follow import Tail
+from fedward_server.commands.follow import Kind, Tail
 from fedward_server.commands.words import moment, stamp
 from fedward_server.deployment.folder import OperatorFolder
 from fedward_server.deployment.runs import RunFolder
@@ -37,7 +37,7 @@ def logs(folder: OperatorFolder, text: str) -> Report:
 
 def new_rows(run: RunFolder, *, sleep: Callable[[float], None] = time.sleep) -> Iterator[dict[str, Any]]:
     """Every entry of a run's log, and then each new one, until the run is over."""
-    log = Tail(run.log)
+    log = Tail(run.log, Kind.LOG)
     while True:
         over = run.read_status().state.is_over
         yield from log.rows()

@@ -21,6 +21,7 @@ from fedward_server.deployment.runs import RunFolder, RunState, RunStatus, Wante
 __all__ = ["begin", "outcome", "resume", "run_facts", "runs", "shown_status", "stop"]
 
 SHOWN_DIGITS = 12
+TWO_SLOTS_S = 60.0  # of a site that keeps the default network.slot_s
 PREPARE = [sys.executable, "-m", "fedward_simulations", "prepare"]
 NEEDED = ("fedward_simulations", "torch", "transformers", "peft")
 HERE_ALONE = "run `fedward-sim prepare RUN.toml --out BUNDLE` where torch is, copy the folder BUNDLE here, and give it"
@@ -51,9 +52,18 @@ def begin(
             bundle = Path(place) / "bundle"
             _prepare(source, bundle, settings)
             run = folder.create_run(bundle, name=name)
-    facts = {"command": "run", **run_facts(run)}
-    lines = (*rows([("run", run.name), ("run id", run.run_id)]), when(folder, "it starts"))
+    notes = _notes(run.load_bundle().config.rounds.deadline_s)
+    facts = {"command": "run", **run_facts(run), "notes": notes}
+    lines = (*rows([("run", run.name), ("run id", run.run_id)]), *notes, when(folder, "it starts"))
     return run, Report(facts=facts, lines=lines)
+
+
+def _notes(deadline_s: float) -> list[str]:
+    # a site's slot is its own affair, and the first round of a run takes it longest
+    if deadline_s >= TWO_SLOTS_S:
+        return []
+    short = f"note: rounds.deadline_s is {deadline_s:g} s; a site's answer leaves it a slot after its plan came"
+    return [f"{short}, 30 s unless the site says otherwise: {TWO_SLOTS_S:g} s or more is sound"]
 
 
 def _prepare(run_file: Path, bundle: Path, settings: Sequence[str]) -> None:

@@ -40,6 +40,7 @@ LOG = logging.getLogger("fedward.desk")
 TICK_S = 0.5
 SITES_S = 2.0
 SWEEP_S = 60.0
+AWAY_S = 2.0  # to another try, where the SuperLink did not answer: each may take as long as a call
 END_S = 8.0  # for conductors to end, when the desk is told to
 
 
@@ -87,11 +88,11 @@ class Desk:
 
     def tick(self) -> None:
         """Make Flower agree with the folder, as far as it can be done now."""
-        for step in (self._sweep, self._sites, self._tick_runs, self._hand_out):
+        for step in (self._tick_runs, self._sweep, self._sites, self._hand_out):
             try:
                 step()
             except FlowerAway:
-                return
+                continue  # each tries for itself: what needs no SuperLink is done meanwhile
             except (FedwardError, OSError) as error:
                 LOG.error("%s", error)
 
@@ -114,6 +115,7 @@ class Desk:
         if self._clock() < self._sweep_due:
             return
         driven = {conducting.flower_run for conducting in self.runs.values()}
+        self._sweep_due = self._clock() + AWAY_S
         for flower_run in self._control.unfinished_runs() - driven:
             self._control.stop_run(flower_run)
         self._sweep_due = self._clock() + SWEEP_S

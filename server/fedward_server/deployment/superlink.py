@@ -32,7 +32,7 @@ ENVIRONMENT: Mapping[str, str] = {
     "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
     "FLWR_LOG_LEVEL": "WARNING",
 }
-_ENTRY = "from flwr.superlink.cli.flower_superlink import flower_superlink; flower_superlink()"
+_MODULE = "fedward_server.deployment.flower_process"
 _PROBE_S = 2.0
 
 
@@ -77,7 +77,7 @@ def superlink_arguments(folder: OperatorFolder, *, port: int) -> tuple[str, ...]
     """
     keys = Authority(folder.keys)
     return (
-        *(sys.executable, "-P", "-c", _ENTRY),
+        *(sys.executable, "-P", "-m", _MODULE),
         *("--host", HOST, "--port", str(port)),
         *("--ssl-ca-certfile", str(keys.ca_file), "--ssl-certfile", str(keys.certificate_file)),
         *("--ssl-keyfile", str(keys.server_key)),

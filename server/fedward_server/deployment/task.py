@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from itertools import islice
 from typing import Any, TypeVar, cast
@@ -33,7 +33,7 @@ from flwr.proto.runtime_pb2 import (
     SendTaskHeartbeatRequest,
 )
 from flwr.supercore.constant import SYSTEM_MESSAGE_TYPE
-from flwr.supercore.inflatable.inflatable_object import iterate_object_tree
+from flwr.supercore.inflatable.inflatable_object import InflatableObject, iterate_object_tree
 from flwr.supercore.inflatable.inflatable_utils import ObjectPushError, inflate_object_from_contents
 from flwr.supercore.interceptors import RuntimeTokenHttpInterceptor
 from flwr.supercore.retry import RetryInvoker
@@ -42,7 +42,9 @@ from flwr.supercore.task_identity import TaskIdentity
 from flwr.superlink.grid import HttpGrid
 
 from fedward_common.errors import FedwardError
-from fedward_common.wire import body_of, salted, with_body
+from fedward_common.sealed import seal
+from fedward_common.wire import body_of, reply_record, salted, with_body
+from fedward_server.deployment.arriving import Sieve, Unfit
 from fedward_server.deployment.flower import FlowerAway, FlowerRefused, call, runtime_client, translated, typed
 from fedward_server.deployment.superlink import Upstream
 
@@ -85,6 +87,7 @@ class TaskGrid(HttpGrid):
       - An answer that was begun and not ended holds nobody up.
       - No site can make another site's plan unsendable, or take from the SuperLink what the others still need.
       - An answer over ``most_bytes``, or of many parts, is lost; memory holds at most what it may be.
+      - An update exists once in memory from its first byte on, and the plans' body no longer once answers are fetched.
       - What an attempt left in the SuperLink is gone when the next one begins, or the task ends.
     """
 
@@ -166,7 +169,7 @@ class TaskGrid(HttpGrid):
         if body is None:
             return message
         if self._shared is None or self._shared.body is not body:
-            self._shared = _Shared(body=body, content=salted(body))
+            self._shared = _Shared(body=body, content=_sealed(salted(body)))
         if not self._shared.held:
             self._hold(message, self._shared)
         metadata, content = message.metadata, with_body(message.content, self._shared.content)
@@ -209,32 +212,34 @@ class TaskGrid(HttpGrid):
                 yield message
 
     def _one(self, header: Any, tree: Any) -> Message:
+        self._shared = None  # all plans are out; one that has to be sent again brings its own
         try:
             parts = self._parts(tree)
-        except _Unfit:
-            parts = {}
+        except Unfit:
+            parts = _Parts()
         self._release(header.metadata.message_id)
         return _inflated(header, parts) or _lost(header)
 
-    def _parts(self, tree: Any) -> dict[str, bytes]:
+    def _parts(self, tree: Any) -> _Parts:
         """Fetch an answer's parts, the last that its sender pushes first: what is cut off costs one small question."""
         names = [part.object_id for part in islice(iterate_object_tree(tree), MOST_PARTS + 1)]
         if len(names) > MOST_PARTS:
-            raise _Unfit
-        parts: dict[str, bytes] = {}
+            raise Unfit
+        parts = _Parts()
         for name in dict.fromkeys(reversed(names)):
-            parts[name] = self._part(name, self._most_bytes - sum(map(len, parts.values())))
+            self._part(name, parts, self._most_bytes - parts.size)
         return parts
 
-    def _part(self, name: str, most: int) -> bytes:
+    def _part(self, name: str, parts: _Parts, most: int) -> None:
         request = PullObjectRequest(node=self.node, run_id=self.run.run_id, object_id=name)
-        with self._mailbox.at_most(most):
+        with self._mailbox.at_most(most) as taken:
             answer = self._runtime_client.PullObject(request)
-        if not answer.object_found or len(answer.object_content) > most:  # not found: what was announced never comes
-            raise _Unfit
+        content = answer.object_content  # each look at it is a copy
+        if not answer.object_found or len(content) > most:  # not found: what was announced never comes
+            raise Unfit
         if not answer.object_available:
             raise _NotYet
-        return bytes(answer.object_content)
+        parts.add(name, content, taken)
 
     def _release(self, name: str) -> None:
         """Let the SuperLink forget a message's objects; one that is not there any more is left alone."""
@@ -277,8 +282,20 @@ class _NotYet(Exception):
     """A part of an answer was announced and has not arrived."""
 
 
-class _Unfit(Exception):
-    """An answer is too large, of too many parts, or will never be whole."""
+@dataclass(kw_only=True)
+class _Parts:
+    """What was fetched of an answer: a reply's record as such, of every other object its content."""
+
+    contents: dict[str, bytes] = field(default_factory=dict)
+    records: dict[str, InflatableObject] = field(default_factory=dict)
+    size: int = 0
+
+    def add(self, name: str, content: bytes, taken: list[bytes]) -> None:
+        self.size += len(content) + sum(map(len, taken))
+        if taken:
+            self.records[name] = reply_record(taken.pop())
+        else:
+            self.contents[name] = content
 
 
 @dataclass(kw_only=True)
@@ -290,16 +307,22 @@ class _Shared:
     held: bool = False
 
 
+def _sealed(content: RecordDict) -> RecordDict:
+    for name in content:
+        seal(content, name)
+    return content
+
+
 def _like(message: Message, content: RecordDict, *, node: int, group: str) -> Message:
     metadata = message.metadata
     return Message(content, node, metadata.message_type, ttl=metadata.ttl, group_id=group)
 
 
-def _inflated(header: Any, parts: dict[str, bytes]) -> Message | None:
+def _inflated(header: Any, parts: _Parts) -> Message | None:
     """The message in these bytes of a stranger's; None where they are none, or one that answers something else."""
     name = header.metadata.message_id
     try:
-        message = cast(Message, inflate_object_from_contents(name, parts))
+        message = cast(Message, inflate_object_from_contents(name, parts.contents, objects=parts.records))
         if message.metadata.reply_to_message_id != header.metadata.reply_to_message_id:
             return None
     except Exception:  # whatever Flower's own parsing raises
@@ -338,10 +361,11 @@ class _Mailbox(RuntimeHttpClient):
     _come: set[str]
     _asked_at: float
     _most: int | None
+    _taken: list[bytes]
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._most = None
+        self._most, self._taken = None, []
         self._client.event_hooks = {"response": [self._measure]}
         self._awaited, self._here, self._come, self._asked_at = set(), {}, set(), 0.0
 
@@ -385,18 +409,21 @@ class _Mailbox(RuntimeHttpClient):
         return left
 
     @contextmanager
-    def at_most(self, size: int) -> Iterator[None]:
-        """Within it, an answer with a larger object raises, before it is read."""
-        self._most = size
+    def at_most(self, size: int) -> Iterator[list[bytes]]:
+        """Within it, an answer with a larger object raises, before it is read; a reply's bytes go into the list."""
+        self._most, self._taken = size, []
         try:
-            yield
+            yield self._taken
         finally:
-            self._most = None
+            self._most, self._taken = None, []
 
     def _measure(self, response: httpx.Response) -> None:
         said = response.headers.get("content-length", "")
-        if self._most is not None and said.isdecimal() and int(said) > self._most + AROUND:
-            raise _Unfit
+        if self._most is None or not said.isdecimal():
+            return
+        if int(said) > self._most + AROUND:
+            raise Unfit
+        response.stream = Sieve(cast(httpx.SyncByteStream, response.stream), int(said), self._taken)
 
     def _keep(self, answer: PullAppMessagesResponse) -> None:
         for message, tree in zip(answer.messages_list, answer.message_object_trees, strict=True):

@@ -93,6 +93,7 @@ class Passing:
       - Only objects may be large, and a node sends ``objects_at_once`` at once, no faster than its budget of bytes.
       - What a node pushes as a message is one reply of its own (`replies`).
       - No answer has the status 500, whatever fails.
+      - A disk that takes no log cuts no connection.
     """
 
     def __init__(
@@ -150,8 +151,9 @@ class Passing:
             LOG.error("a request failed: %s", error)
             exchange.status = 503
             await self._broken(peer, Lost(peer, 503))
-        self._log.write(exchange.line() + "\n")
-        self._log.flush()
+        with contextlib.suppress(OSError):  # a full disk
+            self._log.write(exchange.line() + "\n")
+            self._log.flush()
         return peer.reuse()
 
     async def _judged(self, peer: Peer, exchange: Exchange, visit: Visit) -> None:

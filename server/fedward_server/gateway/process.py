@@ -43,6 +43,7 @@ BUFFER = 1 << 17
 LOOK_S = 1.0  # between two looks at the certificate
 GRACE_S = 5.0  # for requests under way, when the gateway is told to end
 AT_A_TURN = 16  # connections
+WRITE_S = 2.0  # between two looks whether sites' versions are to be written
 FULL_S = 0.1  # before another try to accept, when files run out
 
 
@@ -87,6 +88,7 @@ class Gateway:
     Guarantees:
       - An address holds at most ``connections_per_address`` connections, those before their handshake included.
       - Strangers, however many, leave room for enrolled sites (`visits`).
+      - No request waits for a disk because a site says another version of itself.
       - A renewed certificate is served without a restart; a broken one leaves the one before in use.
     """
 
@@ -106,15 +108,17 @@ class Gateway:
 
     async def serve(self, listener: socket.socket, ending: asyncio.Event) -> None:
         """Accept connections until told to end, then let requests under way finish."""
-        accepting = asyncio.create_task(self._accept(listener))
+        own = [asyncio.create_task(self._accept(listener)), asyncio.create_task(self._keep_versions())]
         await ending.wait()
-        accepting.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await accepting
+        for task in own:
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=GRACE_S)
         for task in self._tasks:
             task.cancel()
+        self._versions.write()
         self._pool.close()
 
     async def _accept(self, listener: socket.socket) -> None:
@@ -142,6 +146,11 @@ class Gateway:
     def _met(self, visit: Visit, node: str, version: str) -> None:
         self._visits.greet(visit, node)
         self._versions.note(node, version)
+
+    async def _keep_versions(self) -> None:
+        while True:
+            await asyncio.sleep(WRITE_S)
+            await asyncio.to_thread(self._versions.write)
 
     async def _connection(self, connection: socket.socket, visit: Visit) -> None:
         """From the TLS handshake to the last request."""

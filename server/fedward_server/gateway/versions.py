@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 
 from fedward_common.errors import OutputError
@@ -28,22 +27,32 @@ def version_in(headers: Mapping[bytes, bytes]) -> str:
 
 
 class Versions:
-    """The gateway's memory of them, written when one changes.
+    """The gateway's memory of them.
 
     Guarantees:
-      - A disk that refuses disturbs no request.
+      - Noting one takes no time of a disk, however often a site changes what it says.
+      - A disk that refuses disturbs nobody; it is tried again.
     """
 
     def __init__(self, state: Path) -> None:
         """What was known before stays known."""
-        self._path, self._known = state / FILE, read_versions(state)
+        self._path, self._known, self._written = state / FILE, read_versions(state), True
 
     def note(self, name: str, version: str) -> None:
         """A site spoke."""
         if version and self._known.get(name) != version:
             self._known[name] = version
-            with suppress(OutputError):
-                rewrite_json(self._path, self._known)
+            self._written = False
+
+    def write(self) -> None:
+        """Write what was noted since, if anything was. Takes as long as the disk does; may run in another thread."""
+        if self._written:
+            return
+        self._written = True  # before the copy: what is noted meanwhile is written the next time
+        try:
+            rewrite_json(self._path, dict(self._known))
+        except OutputError:
+            self._written = False
 
 
 def read_versions(state: Path) -> dict[str, str]:

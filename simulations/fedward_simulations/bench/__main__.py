@@ -70,6 +70,12 @@ def _ray() -> Table:
     return measure()
 
 
+def _memory() -> Table:
+    from fedward_simulations.bench.memory import measure
+
+    return measure()
+
+
 WITHOUT_FILES: dict[str, Callable[[], Table]] = {
     "step": _step,
     "overhead": _overhead,
@@ -81,6 +87,7 @@ WITHOUT_FILES: dict[str, Callable[[], Table]] = {
     "federation": _federation,
     "ray": _ray,
     "cohort": _cohort,
+    "memory": _memory,
 }
 
 

@@ -54,8 +54,8 @@ RECORDS = (8, 2)
 LONGEST_S = 600.0
 
 
-def by(engine: Engine) -> Opener:
-    """One of the engines that people choose."""
+def by(engine: Engine, *, clients: int = 0) -> Opener:
+    """One of the engines that people choose; so many clients at once, or as many as fit."""
 
     @contextmanager
     def opened(bench: Workbench) -> Iterator[Round]:
@@ -68,7 +68,7 @@ def by(engine: Engine) -> Opener:
             inputs=bench.inputs,
             keys=keys,
         )
-        computing = Computing(engine=engine)
+        computing = Computing(engine=engine, clients=clients)
         with (
             tempfile.TemporaryDirectory() as place,
             serving(
@@ -170,7 +170,7 @@ def workbench(records: int, *, clients: int = CLIENTS, model: ModelConfig | None
         adapter=AdapterConfig(method=Method.LORA, rank=RANK),
         data=DataConfig(train="none"),
         partition=PartitionConfig(minimum_units=1),
-        privacy=PrivacyConfig(delta=1e-3, validation_fraction=0.0),
+        privacy=PrivacyConfig(delta=1e-5, validation_fraction=0.0),
         rounds=RoundsConfig(minimum=clients, deadline_s=LONGEST_S),
         stages=(StageConfig(name="both", train=("head", "adapter"), rounds=100, learning_rate=0.1),),
     )

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from fedward_server.commands.follow import Tail, follow, round_line, status_line
+from fedward_server.commands.follow import Kind, Tail, follow, round_line, status_line
 from fedward_server.deployment.runs import RunFolder, RunState, RunStatus
 from support.operating import diary_row, new_operator, new_run, write_diary
 
@@ -37,6 +37,25 @@ def test_a_diary_that_was_rewound_is_not_told_twice(tmp_path: Path) -> None:
     with path.open("a") as file:
         file.write("three again\n")
     assert tail.lines() == ["three again"]
+
+
+def test_no_line_of_a_log_is_lost_or_given_twice_when_it_is_moved_aside(tmp_path: Path) -> None:
+    path = tmp_path / "log.jsonl"
+    path.write_text("one\ntwo\n")
+    log = Tail(path, Kind.LOG)
+    assert log.lines() == ["one", "two"]
+    with path.open("a") as file:
+        file.write("three\n")
+    os.replace(path, tmp_path / "log.jsonl.1")
+    path.write_text("four\nfive\nsix\n")
+    assert log.lines() == ["three", "four", "five", "six"]
+    assert log.lines() == []
+
+
+def test_a_log_that_began_before_is_not_told_twice(tmp_path: Path) -> None:
+    (tmp_path / "log.jsonl.1").write_text("old\n")
+    (tmp_path / "log.jsonl").write_text("new\n")
+    assert Tail(tmp_path / "log.jsonl", Kind.LOG).lines() == ["new"]
 
 
 def test_what_is_no_json_object_is_skipped(tmp_path: Path) -> None:

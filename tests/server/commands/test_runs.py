@@ -14,6 +14,7 @@ from fedward_server.commands import runs as module
 from fedward_server.commands.runs import begin, outcome
 from fedward_server.deployment.folder import OperatorFolder
 from fedward_server.deployment.runs import RunState, RunStatus
+from support.coordinating import bundle_of
 from support.operating import bundle_folder, new_operator, new_run
 
 
@@ -118,3 +119,14 @@ def test_how_a_run_ended_decides_the_exit_code(
     run.write_status(RunStatus(state=state, reason="a reason", hint="buy a disk"))
     told = outcome(folder, run).problem
     assert told is None or told.hint == "buy a disk"
+
+
+@pytest.mark.parametrize(("deadline_s", "noted"), [(59.0, True), (60.0, False)])
+def test_a_deadline_that_is_shorter_than_two_slots_is_noted(
+    folder: OperatorFolder, tmp_path: Path, deadline_s: float, noted: bool
+) -> None:
+    (tmp_path / "bundle").mkdir()
+    bundle_of(rounds={"deadline_s": deadline_s}).save(tmp_path / "bundle")
+    _, report = begin(folder, tmp_path / "bundle", name=None, settings=())
+    assert any("note: rounds.deadline_s is 59 s" in line for line in report.lines) is noted
+    assert bool(report.facts["notes"]) is noted

@@ -12,7 +12,7 @@ from fedward_common.machine.life import Life
 from fedward_server.deployment.desk import Desk, spawn_conductor
 from fedward_server.deployment.flower import Acquired, FlowerAway
 from fedward_server.deployment.folder import OperatorFolder
-from fedward_server.deployment.runs import RunFolder, RunStatus
+from fedward_server.deployment.runs import RunFolder, RunState, RunStatus, Wanted
 from support.operating import new_operator, new_run, statement
 
 SECRET = "very-secret-token"  # noqa: S105 - of a fake
@@ -40,6 +40,8 @@ class FakeControl:
         self.away = False
 
     def nodes(self) -> list[object]:
+        if self.away:
+            raise FlowerAway("away", hint="wait")
         return []
 
     def register_node(self, key: object, *, name: str) -> int:
@@ -164,6 +166,27 @@ def test_what_was_wanted_while_it_was_down_is_done_once(bench: Bench, tmp_path: 
     for _ in range(4):
         bench.desk.tick()
     assert [name for name, _ in bench.spawned] == [run.name]
+
+
+def test_a_superlink_that_is_away_holds_up_nothing_that_needs_none(bench: Bench, tmp_path: Path) -> None:
+    run = new_run(bench.folder, tmp_path / "bundle")
+    bench.desk.tick()
+    bench.desk.tick()
+    bench.control.away = True
+    bench.now = module.SWEEP_S  # everything is due
+    run.write_wanted(Wanted.STOPPED)
+    bench.desk.tick()
+    assert bench.lives[0].code == 10, "its conductor was asked to end"
+    bench.desk.tick()
+    assert run.read_status().state is RunState.STOPPED
+    asked: list[float] = []
+    bench.control.unfinished_runs = lambda: asked.append(bench.now) or set()  # type: ignore[method-assign,func-returns-value]
+    bench.now += module.AWAY_S / 2
+    bench.desk.tick()
+    assert not asked, "a SuperLink that is away is not asked at every tick"
+    bench.now += module.AWAY_S
+    bench.desk.tick()
+    assert len(asked) == 1
 
 
 def test_one_runs_trouble_holds_up_nothing_else(bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

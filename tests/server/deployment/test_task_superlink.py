@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import hashlib
+import sys
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.proto.message_pb2 import ObjectTree
 
 import fedward_server.deployment.task as module
 from fedward_common.codec import PlanParts
-from fedward_common.wire import pack
+from fedward_common.wire import pack, unpack
 from fedward_server.deployment.task import Outcome, TaskGrid
 from support.linked import Link, Site
 
@@ -168,3 +171,86 @@ def test_an_answer_of_many_parts_is_lost_unread(link: Link, grid: TaskGrid, monk
     monkeypatch.setattr(TaskGrid, "_part", lambda *_: pytest.fail("a part was fetched"))
     (found,) = grid.pull_messages([sent])
     assert found.has_error()
+
+
+class Wire(httpx.SyncByteStream):
+    """An answer that comes from a file, piece by piece, as over a network: nobody holds it but who reads it."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __iter__(self) -> Iterator[bytes]:
+        with self.path.open("rb") as file:
+            while piece := file.read(65_536):
+                yield piece
+
+
+@dataclass
+class Gauge:
+    """Puts a SuperLink behind a network, and measures what this process holds from the moment that an update leaves it.
+
+    Of the operating system, not of Python: protobuf's memory is its own. The SuperLink's own work does not count.
+    """
+
+    link: Link
+    at: int = 0
+    peak: int = 0
+
+    def __call__(self, request: httpx.Request) -> httpx.Response:
+        self.look()
+        held = resident("VmRSS") - self.at if self.at else 0
+        answer = self._answer(request)
+        self.at = resident("VmRSS") - held if self.at else 0  # what the SuperLink keeps is not ours
+        Path("/proc/self/clear_refs").write_text("5")  # the most begins anew
+        return answer
+
+    def look(self) -> None:
+        if self.at:
+            self.peak = max(self.peak, resident("VmHWM") - self.at)
+
+    def _answer(self, request: httpx.Request) -> httpx.Response:
+        whole = self.link._answer(request)
+        size, path = len(whole.content), self.link.root / "answer"
+        if size < 1_000_000:
+            return whole
+        path.write_bytes(whole.content)
+        del whole
+        self.at = resident("VmRSS")
+        return httpx.Response(200, headers={"content-length": str(size)}, stream=Wire(path))
+
+
+def resident(name: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(1024 * int(line.split()[1]) for line in lines if line.startswith(f"{name}:"))
+
+
+def test_an_update_exists_once_in_memory_from_its_first_byte_on(link: Link) -> None:
+    size = 40_000_000
+    grid = link.grid()
+    gauge = Gauge(link)
+    client: Any = grid._runtime_client
+    hooks = client._client.event_hooks
+    client._client = httpx.Client(transport=httpx.MockTransport(gauge), event_hooks=hooks)
+    site = link.node("a")
+    sent = send(grid, site)
+    got = site.pull()
+    assert got is not None
+    site.reply(got[0], answer(size))
+    (found,) = grid.pull_messages([sent])
+    assert len(unpack(found.content)) == size
+    gauge.look()
+    assert size < gauge.peak < 1.1 * size
+    grid.close()
+
+
+def test_the_plans_body_is_no_longer_in_memory_once_answers_are_fetched(link: Link, grid: TaskGrid) -> None:
+    body, site = bytes(100_000), link.node("a")
+    before = sys.getrefcount(body)
+    sent = send(grid, site, body=body)
+    assert sys.getrefcount(body) > before, "the plans of an attempt share it"
+    got = site.pull()
+    assert got is not None
+    site.reply(got[0], answer())
+    assert len(list(grid.pull_messages([sent]))) == 1
+    assert sys.getrefcount(body) == before
+    assert send(grid, site, 2, body=body), "a plan that was not sent before may follow"

@@ -17,6 +17,7 @@ from fedward_server.gateway.limits import Limits, Pace
 from fedward_server.gateway.passing import Exchange, Passing, Refused
 from fedward_server.gateway.peer import Peer
 from fedward_server.gateway.roll import Roll
+from fedward_server.gateway.visits import Visit
 from support.doors import reply
 
 
@@ -95,3 +96,31 @@ def test_replies_have_a_rate_of_their_own(tmp_path: Path) -> None:
         pushed("a")
     assert refused.value.status == 503  # it is sent again; anything else would be the reply's end
     assert pushed("b") == reply()
+
+
+class FullDisk(io.StringIO):
+    def write(self, text: str) -> int:
+        raise OSError(28, "No space left on device")
+
+
+class Caller:
+    """A peer that asks and takes the answer."""
+
+    def __init__(self) -> None:
+        self.http, self.bodyless, self.answered = SimpleNamespace(their_state=h11.DONE), False, False
+        self.statuses: list[int] = []
+
+    async def send(self, response: h11.Response, *rest: object, within_s: float) -> None:
+        self.statuses.append(response.status_code)
+
+    def reuse(self) -> bool:
+        return True
+
+
+def test_a_disk_that_takes_no_log_cuts_no_connection(tmp_path: Path) -> None:
+    passes, caller = made(tmp_path), Caller()
+    passes._log = FullDisk()
+    request = h11.Request(method="POST", target="/v1/fleet/pull-messages", headers=[("host", "x")])
+    visit = Visit(address="192.0.2.7")
+    assert asyncio.run(passes._request(cast(Peer, caller), request, visit)) is True
+    assert caller.statuses == [403]

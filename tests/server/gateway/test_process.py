@@ -18,6 +18,7 @@ from flwr.proto.fleet_pb2 import PushMessagesRequest
 
 from fedward_server.deployment.folder import OperatorFolder
 from fedward_server.deployment.superlink import flower_environment, superlink_arguments
+from fedward_server.gateway.versions import read_versions
 from support.doors import CASES, OBJECT, PULL, PUSH, Case, body_for, check, check_smuggling, reply
 from support.fronting import (
     FLEET,
@@ -97,6 +98,17 @@ def test_answers_pass_with_few_headers(front: Front, upstream: StandIn, site: Si
     assert set(answered) == {"content-type", "content-length", "date"}
     heard = set(upstream.heard[0].headers)
     assert heard == {"host", "content-length", *site.headers()}
+
+
+def test_the_version_that_a_site_says_is_written_within_seconds(
+    front: Front, site: Site, folder: OperatorFolder
+) -> None:
+    headers = site.headers() | {"user-agent": "fedward-courier/7.8.9"}
+    assert front.ask(request_bytes(PULL, headers, b"body"))[0] == 200
+    end = time.monotonic() + 20
+    while read_versions(folder.state).get("st-elsewhere") != "7.8.9":
+        assert time.monotonic() < end
+        time.sleep(0.1)
 
 
 @pytest.mark.parametrize("status", [500, 501, 502, 503, 504, 599, 301, 307])

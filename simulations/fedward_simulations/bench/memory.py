@@ -1,0 +1,65 @@
+"""The most memory of a process that simulates a thousand sites, over that of one that simulates a single site.
+
+Both have the same records in all: what differs is what sites cost. Each is a process of its own, two rounds long, with
+50 sites computed at a time.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+from fedward_common.config import ModelConfig
+from fedward_common.errors import OutputError
+from fedward_simulations.bench.ray import CLIENTS, TOKENS, by, workbench
+from fedward_simulations.bench.table import Table, middle
+from fedward_simulations.device import peak_bytes
+from fedward_simulations.engines import Engine
+
+__all__ = ["measure"]
+
+SITES, RECORDS, ROUNDS = 1000, 2000, 2
+AIM = 1.10
+LONGEST_S = 1800.0
+
+
+def measure(*, repeats: int = 3, sites: int = SITES, records: int = RECORDS) -> Table:
+    """Measure both in turn.
+
+    Args:
+      repeats: how many of each.
+      sites: in the larger population.
+      records: in all, in each population.
+    """
+    pairs = [(_peak(1, records), _peak(sites, records)) for _ in range(repeats)]
+    return Table(
+        title=f"Memory of {sites:,} sites",
+        head=("what", "median (range)", "aim"),
+        rows=(
+            ("1 site, MB", middle([one / 1e6 for one, _ in pairs], digits=0), ""),
+            (f"{sites:,} sites, MB", middle([many / 1e6 for _, many in pairs], digits=0), ""),
+            (f"{sites:,} over 1", middle([many / one for one, many in pairs]), f"at most {AIM:.2f}"),
+        ),
+        note=f"Most resident memory of a process with {records:,} records of {TOKENS} tokens at one site or at all; "
+        f"every site asked in each of {ROUNDS} rounds, {CLIENTS} computed at a time; MiniLM, LoRA of rank 8 and head; "
+        f"{repeats} of each in turn.",
+    )
+
+
+def _peak(sites: int, records: int) -> int:
+    call = [sys.executable, "-m", "fedward_simulations.bench.memory", str(sites), str(records)]
+    done = subprocess.run(call, capture_output=True, text=True, timeout=LONGEST_S, check=False)  # noqa: S603 - our own
+    if done.returncode:
+        raise OutputError(f"{sites} sites did not run: {done.stderr[-500:]}", hint="run it by hand")
+    return int(done.stdout.split()[-1])
+
+
+def _run(sites: int, records: int, model: ModelConfig | None = None) -> int:
+    with by(Engine.COHORT, clients=CLIENTS)(workbench(records // sites, clients=sites, model=model)) as one:
+        for _ in range(ROUNDS):
+            one()
+    return peak_bytes()["host"]
+
+
+if __name__ == "__main__":
+    sys.stdout.write(f"{_run(int(sys.argv[1]), int(sys.argv[2]))}\n")

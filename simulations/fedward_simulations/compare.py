@@ -14,7 +14,7 @@ from fedward_common.modeling.base import load_base
 from fedward_simulations.demo import head_only
 from fedward_simulations.engines import BY_DEFAULT, Computing
 from fedward_simulations.folders import write_summary
-from fedward_simulations.reference import ReferenceSite, reference_run
+from fedward_simulations.reference import Logits, ReferenceSite, reference_run
 from fedward_simulations.run import Workbench, run
 from fedward_simulations.view import RunView
 
@@ -27,7 +27,7 @@ def with_comparison(
     """Run both baselines and add their accuracies to the summary, on disk too.
 
     'head only' is a run of its own, in ``compare/head-only``, at the same total epsilon. 'no privacy' is the flat twin
-    with neither clipping nor noise.
+    with neither clipping nor noise; it knows no weather, so it is left out, with a note, where ``[simulation]`` is.
     """
     config = bench.prepared.bundle.config
     comparison: dict[str, float] = {}
@@ -36,23 +36,26 @@ def with_comparison(
         own = bench.with_config(head_only(config))
         alone = run(own, out=out / "compare" / "head-only", view=view, computing=computing)
         comparison["head only"] = alone["accuracy"]
-    view.note("comparison: the same run without privacy")
-    comparison["no privacy"] = without_privacy(bench)
+    if config.simulation is None:
+        view.note("comparison: the same run without privacy")
+        comparison["no privacy"] = without_privacy(bench)
+    else:
+        view.note("no comparison with 'no privacy': that baseline knows no [simulation], so it would be another run")
     extended = {**summary, "comparison": comparison}
     write_summary(out, extended)
     return extended
 
 
 def without_privacy(bench: Workbench) -> float:
-    """Accuracy on the coordinator's data of the same stages without clipping and noise."""
+    """Accuracy on the coordinator's data of the same cohorts and stages without clipping and noise."""
     config = bench.prepared.bundle.config
-    tokens, truth = bench.evaluator.data()
+    texts, truth = bench.evaluator.inputs.texts, bench.evaluator.records.labels
     accuracy = 0.0
 
-    def measure(number: int, logits: Any) -> None:
+    def measure(number: int, logits: Logits) -> None:
         nonlocal accuracy
         if number == config.total_rounds:
-            accuracy = float((logits(tokens).argmax(1).numpy() == truth).mean())
+            accuracy = float((logits(texts.tokens, texts.types).argmax(1).numpy() == truth).mean())
 
     sites = reference_sites(bench.data, bench.inputs)
     reference_run(config, load_base(config.model).encoder, sites, noise_scale=None, after_round=measure)
@@ -65,6 +68,7 @@ def reference_sites(data: Mapping[str, SiteData], inputs: Mapping[str, SiteInput
         ReferenceSite(
             name=name,
             tokens=inputs[name].texts.tokens,
+            types=inputs[name].texts.types,
             labels=np.asarray(held.records.labels),
             units=[held.records_of(int(unit)) for unit in held.training_units],
             nominal_units=held.nominal_units,

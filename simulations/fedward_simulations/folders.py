@@ -5,10 +5,11 @@ run.toml  bundle/  checkpoints/  rounds.jsonl  summary.json  plots/  adapter/
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ __all__ = [
     "move_aside",
     "read_stopped",
     "read_summary",
+    "whole",
     "write_bundle",
     "write_summary",
 ]
@@ -47,7 +49,7 @@ def claim_folder(out: Path) -> None:
         return
     if out.exists():
         what = "is not empty" if out.is_dir() else "is a file"
-        raise OutputError(f"output folder {out} {what}", hint="give another --out, or `run --resume` to go on")
+        raise OutputError(f"output folder {out} {what}", hint="give another --out, or --resume to go on")
 
 
 def move_aside(folder: Path) -> Path | None:
@@ -129,9 +131,27 @@ def read_summary(out: Path) -> dict[str, Any]:
 
 def write_summary(out: Path, summary: Mapping[str, Any]) -> None:
     """Write summary.json, whole or not at all."""
-    draft = out / ".summary.json.part"
-    try:
+    with whole(out / "summary.json") as draft:
         draft.write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
-        os.replace(draft, out / "summary.json")
+
+
+@contextlib.contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """A draft beside a file of results, whose place it takes once it is written; open to whoever may read the folder.
+
+    Guarantees:
+      - The file is the old one or the new one, never a part; no draft is left where writing failed.
+
+    Raises:
+      OutputError: the disk is full or not writable.
+    """
+    draft = path.with_name(f".{path.name}.part")
+    try:
+        path.parent.mkdir(exist_ok=True)
+        try:
+            yield draft
+            os.replace(draft, path)
+        finally:
+            draft.unlink(missing_ok=True)
     except OSError as error:
-        raise OutputError(f"cannot write {out}/summary.json: {error.strerror}", hint="free disk space") from None
+        raise OutputError(f"cannot write {path}: {error.strerror}", hint="check the disk") from None

@@ -6,7 +6,8 @@ a test says so. Read it to learn what fedward does; read the library for how it 
 itself has no such switch.
 
     for each round:                                         server
-        for each site:                                      site
+        draw a cohort of sites
+        for each of them:                                   site
             draw units, average each unit's gradient, clip, sum, add noise, divide by q x nominal units, step
         average deltas by nominal units, Adam               server
 """
@@ -16,7 +17,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -24,23 +25,37 @@ from numpy.typing import NDArray
 from torch import nn
 from torch.nn import functional
 
-from fedward_common.config import Method, Pooling, RunConfig, ServerOptimiser, StageConfig, Weights
-from fedward_common.privacy.randomness import Purpose, SeededRandom, public_gaussian
+from fedward_common.config import (
+    LocalOptimiser,
+    Method,
+    Pooling,
+    RunConfig,
+    ServerOptimiser,
+    StageConfig,
+    Weights,
+)
+from fedward_common.privacy.randomness import Purpose, SeededRandom, Stream, public_gaussian
 
-__all__ = ["ReferenceSite", "reference_run"]
+__all__ = ["Logits", "ReferenceSite", "reference_run"]
 
-Tensors = dict[str, torch.Tensor]
+Tensors: TypeAlias = dict[str, torch.Tensor]
+Arrays: TypeAlias = Sequence[NDArray[np.int64]]
+Logits: TypeAlias = Callable[[Arrays, Arrays | None], torch.Tensor]  # of token ids and segment ids
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ReferenceSite:
-    """One site's data, laid bare: token ids and label of each record, the records of each training unit."""
+    """One site's data, laid bare: token ids and label of each record, the records of each training unit.
+
+    ``types``, of the shapes of ``tokens``, tells the two texts of a pair apart; None for single texts.
+    """
 
     name: str
-    tokens: Sequence[NDArray[np.int64]]
+    tokens: Arrays
     labels: NDArray[np.int64]
-    units: Sequence[NDArray[np.int64]]
+    units: Arrays
     nominal_units: int
+    types: Arrays | None = None
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -71,16 +86,16 @@ def reference_run(
     sites: Sequence[ReferenceSite],
     *,
     noise_scale: float | None,
-    after_round: Callable[[int, Callable[[Sequence[NDArray[np.int64]]], torch.Tensor]], None] | None = None,
+    after_round: Callable[[int, Logits], None] | None = None,
 ) -> dict[str, NDArray[np.float32]]:
     """Run the whole algorithm.
 
     Args:
-      config: a checked run file; every site is asked in every round, and local optimisers are SGD.
+      config: a checked run file; its ``[simulation]`` is not read: every site answers.
       encoder: the frozen base with dropout off; its linear layers are wrapped in place.
-      sites: the data.
+      sites: the data, in the order in which the coordinator knows them.
       noise_scale: s, with sigma = s x noise_ratio; None for no clipping and no noise at all.
-      after_round: receives the round and a function from token ids to logits.
+      after_round: receives the round and a function from token ids and segment ids to logits.
 
     Returns:
       The trained tensors under the library's names.
@@ -91,7 +106,6 @@ def reference_run(
     trained["head.weight"] = torch.zeros(classes, twin.encoder.config.hidden_size)
     trained["head.bias"] = torch.zeros(classes)
     moments = {name: (torch.zeros(v.shape).double(), torch.zeros(v.shape).double(), 0) for name, v in trained.items()}
-    shares = [float(s.nominal_units) if config.server.weights is Weights.NOMINAL else 1.0 for s in sites]
     number = 0
     for stage in config.stages:
         names = sorted(n for n in trained if ("head" if n.startswith("head.") else "adapter") in stage.train)
@@ -99,11 +113,13 @@ def reference_run(
         for name, value in trained.items():
             value.requires_grad_(name in names)
         # while only the head trains, what is below it stands still
-        features = {s.name: pool(twin, s.tokens) if stage.train == ("head",) else None for s in sites}
+        features = {s.name: pool(twin, s.tokens, s.types) if stage.train == ("head",) else None for s in sites}
         for _ in range(stage.rounds):
             number += 1
             sigma = None if noise_scale is None else noise_scale * stage.noise_ratio
-            deltas = [local_delta(twin, names, site, features[site.name], number, stage, sigma) for site in sites]
+            asked = cohort(config, sites, number)
+            shares = [float(s.nominal_units) if config.server.weights is Weights.NOMINAL else 1.0 for s in asked]
+            deltas = [local_delta(twin, names, site, features[site.name], number, stage, sigma) for site in asked]
             for name in names:
                 total = torch.zeros(trained[name].shape).double()
                 for share, delta in zip(shares, deltas, strict=True):
@@ -117,8 +133,17 @@ def reference_run(
                 with torch.no_grad():
                     trained[name].copy_((trained[name].double() + rate * step).float())
             if after_round:
-                after_round(number, lambda tokens: logits_of(twin, tokens))
+                after_round(number, lambda tokens, types: logits_of(twin, tokens, types))
     return {name: value.detach().numpy().copy() for name, value in trained.items()}
+
+
+def cohort(config: RunConfig, sites: Sequence[ReferenceSite], number: int) -> Sequence[ReferenceSite]:
+    """Whom the coordinator asks and waits for in a round: the first ``goal`` of a seeded draw."""
+    size = config.rounds.cohort
+    if 0 < size < len(sites):
+        drawn = np.random.default_rng([config.seed, number, 1]).choice(len(sites), size=size, replace=False)
+        sites = [sites[index] for index in sorted(drawn)]
+    return sites[: config.rounds.goal or None]
 
 
 def local_delta(
@@ -131,32 +156,25 @@ def local_delta(
     sigma: float | None,
 ) -> Tensors:
     """One site's round: local minus global over the trained tensors, which are put back before it returns."""
-    trained, privacy = twin.trained, twin.config.privacy
+    trained, cap = twin.trained, twin.config.privacy.max_records_per_unit
     start = {name: trained[name].detach().clone() for name in names}
     streams = SeededRandom(seed=twin.config.seed, site=site.name)
+    first = second = torch.zeros(sum(trained[n].numel() for n in names)).double()
     for step in range(stage.local_steps):
         draw = streams.stream(round=number, step=step, purpose=Purpose.SAMPLING)
         drawn = np.flatnonzero(draw.bernoulli(len(site.units), probability=stage.sampling_rate))
         pick = streams.stream(round=number, step=step, purpose=Purpose.RECORDS)
-        cap = privacy.max_records_per_unit
         chosen = [site.units[int(u)] for u in drawn]
         chosen = [own if len(own) <= cap else own[pick.choose(len(own), size=cap)] for own in chosen]
         if sigma is None:
             flat = plain_gradient(twin, names, site, features, chosen)
         else:
-            flat = torch.zeros(sum(trained[n].numel() for n in names)).double()
-            for own in chosen:  # one unit at a time: the gradient of its mean loss, clipped
-                loss = losses_of(twin, site, features, own).mean()
-                gradient = torch.cat([g.flatten() for g in torch.autograd.grad(loss, [trained[n] for n in names])])
-                norm = float(gradient.norm())
-                if math.isfinite(norm):
-                    flat += gradient.double() * min(1.0, privacy.clip_norm / max(norm * (1 + 1e-5), 1e-30))
-            # sum and noise on one power-of-two grid, added as whole numbers
-            grid = 2.0 ** (math.floor(math.log2(sigma * privacy.clip_norm)) - 20)
-            stddev = sigma * (privacy.clip_norm + grid * math.sqrt(len(flat)))
-            noise = streams.stream(round=number, step=step, purpose=Purpose.NOISE).gaussian(len(flat)) * stddev
-            flat = torch.from_numpy((np.rint(flat.numpy() / grid) + np.floor(noise / grid + 0.5)) * grid)
+            noise = streams.stream(round=number, step=step, purpose=Purpose.NOISE)
+            flat = private_gradient(twin, names, site, features, chosen, sigma, noise)
         flat = flat / (stage.sampling_rate * site.nominal_units)
+        if stage.optimiser is LocalOptimiser.ADAM:
+            first, second = 0.9 * first + 0.1 * flat, 0.999 * second + 0.001 * flat**2
+            flat = first / (1 - 0.9 ** (step + 1)) / ((second / (1 - 0.999 ** (step + 1))).sqrt() + 1e-8)
         with torch.no_grad():
             for name, part in zip(names, torch.split(flat, [trained[n].numel() for n in names]), strict=True):
                 trained[name] -= stage.learning_rate * part.view(trained[name].shape).float()
@@ -167,12 +185,37 @@ def local_delta(
     return delta
 
 
+def private_gradient(
+    twin: Twin,
+    names: Sequence[str],
+    site: ReferenceSite,
+    features: torch.Tensor | None,
+    chosen: Arrays,
+    sigma: float,
+    noise: Stream,
+) -> torch.Tensor:
+    """The sum over units of each unit's clipped mean gradient, with noise of standard deviation sigma x C."""
+    tensors, clip_norm = [twin.trained[n] for n in names], twin.config.privacy.clip_norm
+    flat = torch.zeros(sum(t.numel() for t in tensors)).double()
+    for own in chosen:  # one unit at a time: the gradient of its mean loss, clipped
+        loss = losses_of(twin, site, features, own).mean()
+        gradient = torch.cat([g.flatten() for g in torch.autograd.grad(loss, tensors)])
+        norm = float(gradient.norm())
+        if math.isfinite(norm):
+            flat += gradient.double() * min(1.0, clip_norm / max(norm * (1 + 1e-5), 1e-30))
+    # sum and noise on one power-of-two grid, added as whole numbers
+    grid = 2.0 ** (math.floor(math.log2(sigma * clip_norm)) - 20)
+    stddev = sigma * (clip_norm + grid * math.sqrt(len(flat)))
+    drawn = noise.gaussian(len(flat)) * stddev
+    return torch.from_numpy((np.rint(flat.numpy() / grid) + np.floor(drawn / grid + 0.5)) * grid)
+
+
 def plain_gradient(
     twin: Twin,
     names: Sequence[str],
     site: ReferenceSite,
     features: torch.Tensor | None,
-    chosen: Sequence[NDArray[np.int64]],
+    chosen: Arrays,
 ) -> torch.Tensor:
     """Without privacy: the gradient of the sum over units of each unit's mean loss, in batches."""
     tensors = [twin.trained[n] for n in names]
@@ -192,39 +235,49 @@ def losses_of(
 ) -> torch.Tensor:
     """Cross-entropy of each record."""
     if features is None:
-        found = pooled(twin, [site.tokens[int(i)] for i in records])
+        found = pooled(twin, *rows(site.tokens, site.types, records))
     else:
         found = features[torch.tensor(records)]
     logits = found @ twin.trained["head.weight"].T + twin.trained["head.bias"]
     return functional.cross_entropy(logits, torch.from_numpy(site.labels[records]), reduction="none")
 
 
-def logits_of(twin: Twin, tokens: Sequence[NDArray[np.int64]]) -> torch.Tensor:
+def logits_of(twin: Twin, tokens: Arrays, types: Arrays | None) -> torch.Tensor:
     """Logits of texts, without gradients."""
     with torch.no_grad():
-        return pool(twin, tokens) @ twin.trained["head.weight"].T + twin.trained["head.bias"]
+        return pool(twin, tokens, types) @ twin.trained["head.weight"].T + twin.trained["head.bias"]
 
 
-def pool(twin: Twin, tokens: Sequence[NDArray[np.int64]]) -> torch.Tensor:
+def pool(twin: Twin, tokens: Arrays, types: Arrays | None) -> torch.Tensor:
     """Features of many texts, shortest first, without gradients."""
     order = np.argsort([len(t) for t in tokens], kind="stable")
     found = torch.zeros(len(tokens), twin.encoder.config.hidden_size)
     with torch.no_grad():
         for start in range(0, len(order), 64):
             part = order[start : start + 64]
-            found[torch.from_numpy(part)] = pooled(twin, [tokens[int(i)] for i in part])
+            found[torch.from_numpy(part)] = pooled(twin, *rows(tokens, types, part))
     return found
 
 
-def pooled(twin: Twin, tokens: Sequence[NDArray[np.int64]]) -> torch.Tensor:
+def rows(tokens: Arrays, types: Arrays | None, records: NDArray[np.int64]) -> tuple[Arrays, Arrays | None]:
+    """Token ids and segment ids of some records."""
+    return [tokens[int(i)] for i in records], None if types is None else [types[int(i)] for i in records]
+
+
+def pooled(twin: Twin, tokens: Arrays, types: Arrays | None) -> torch.Tensor:
     """Features of one padded batch."""
-    width = max(len(t) for t in tokens)
-    ids = torch.stack([functional.pad(torch.from_numpy(t), (0, width - len(t))) for t in tokens])
-    mask = torch.stack([(torch.arange(width) < len(t)).long() for t in tokens])
-    hidden: torch.Tensor = twin.encoder(input_ids=ids, attention_mask=mask).last_hidden_state
+    ids, mask = padded(tokens), padded([np.ones_like(t) for t in tokens])
+    segments = {} if types is None else {"token_type_ids": padded(types)}
+    hidden: torch.Tensor = twin.encoder(input_ids=ids, attention_mask=mask, **segments).last_hidden_state
     if twin.config.model.pooling is Pooling.CLS:
         return hidden[:, 0]
     return (hidden * mask.unsqueeze(-1)).sum(1) / mask.sum(1, keepdim=True)
+
+
+def padded(texts: Arrays) -> torch.Tensor:
+    """One row a text, zeros at the ends of the shorter ones."""
+    width = max(len(t) for t in texts)
+    return torch.stack([functional.pad(torch.from_numpy(t), (0, width - len(t))) for t in texts])
 
 
 def wrap(config: RunConfig, encoder: nn.Module) -> Tensors:

@@ -11,7 +11,6 @@ import numpy as np
 from fedward_client.data import Records, load_records
 from fedward_common.config import PartitionMethod, Placement, RunConfig
 from fedward_common.errors import DataError
-from fedward_simulations.faults import with_flipped_labels
 from fedward_simulations.partition import Ints, holdout, moved_units, partition, units_at_several
 from fedward_simulations.quickstart import icd_phrases
 
@@ -24,7 +23,8 @@ BUILT_IN = "icd10cm"
 class Source:
     """What a run starts from: each site's records, the coordinator's test records, and a digest of all of them.
 
-    ``notes`` are sentences for whoever simulates: units that lie, or would have lain, at several sites.
+    Labels are as the data has them, also where ``[simulation]`` has a site train on wrong ones. ``notes`` are sentences
+    for whoever simulates: units that lie, or would have lain, at several sites.
     """
 
     sites: dict[str, Records]
@@ -51,12 +51,7 @@ def read_source(config: RunConfig) -> Source:
         raise DataError("there is no data to evaluate on", hint="set data.test, or data.test_fraction above 0")
     parts = partition(train, config.partition, seed=config.seed)
     sites = {name: train.select(indices) for name, indices in parts.items()}
-    return Source(
-        sites=with_flipped_labels(config, sites),
-        test=test,
-        digest=_digest(records, test),
-        notes=_notes(config, train, parts),
-    )
+    return Source(sites=sites, test=test, digest=_digest(records, test), notes=_notes(config, train, parts))
 
 
 def _notes(config: RunConfig, records: Records, sites: Mapping[str, Ints]) -> tuple[str, ...]:

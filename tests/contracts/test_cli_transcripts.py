@@ -1,13 +1,16 @@
 """Every error text that a person can meet, word for word. The transcript is ``cli_errors.txt`` beside this file.
 
 A block is a command line, what it prints on stderr, and its exit code; blocks are separated by blank lines. The files
-that the commands name are made by ``workplace`` below. Running this file as a script prints the transcript anew.
+that the commands name are made by ``lay_out`` below, and no GPU is seen. Running this file as a script prints the
+transcript anew.
 """
 
 from __future__ import annotations
 
 import gzip
 import json
+import os
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,7 +18,7 @@ import pytest
 
 from fedward_simulations.cli import main
 from support.tiny import tiny_base
-from support.typed import check_shape, check_transcript, transcript
+from support.typed import again, check_shape, check_transcript, transcript
 
 TRANSCRIPT = Path(__file__).with_name("cli_errors.txt")
 GOOD = """schema = 1
@@ -62,6 +65,11 @@ def lay_out(folder: Path) -> None:
     (folder / "sweep_typo.toml").write_text('run = "good.toml"\nseed = [1]\n')
     (folder / "sweep_path.toml").write_text('run = "good.toml"\n[grid]\nprivacy.epsilom = [1.0]\n')
     (folder / "sweep_range.toml").write_text('run = "good.toml"\n[grid]\nprivacy.epsilon = [-1.0]\n')
+    twice = 'run = "good.toml"\n[grid]\nprivacy.epsilon = [1.0]\n"privacy.epsilon" = [8.0]\n'
+    (folder / "sweep_twice.toml").write_text(twice)
+    (folder / "sweep_both.toml").write_text(
+        'run = "good.toml"\n[grid]\nstages.head.rounds = [1]\nstages.0.rounds = [2]\n'
+    )
     (folder / "sweep_nobody.toml").write_text('run = "nobody.toml"\n[grid]\nseed = [1]\n')
     (folder / "broken.toml").write_text("schema = = 1")
     (folder / "typo.toml").write_text(GOOD.replace("delta =", "dleta ="))
@@ -84,9 +92,16 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def without_gpus(patch: pytest.MonkeyPatch) -> None:
+    """What is there differs between machines, and the transcript names it."""
+    patch.setattr("torch.cuda.device_count", lambda: 0)
+    patch.setattr("torch.backends.mps.is_available", lambda: False)
+
+
 @pytest.fixture
 def here(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.chdir(workplace)
+    without_gpus(monkeypatch)
     before = set(workplace.rglob("*"))
     yield workplace
     assert set(workplace.rglob("*")) == before, "an error left something behind"
@@ -100,3 +115,11 @@ def test_transcript(command: str, expected: str, here: Path) -> None:
 
 def test_every_error_is_two_lines_and_exit_code_2() -> None:
     check_shape(blocks())
+
+
+if __name__ == "__main__":
+    with tempfile.TemporaryDirectory() as place, pytest.MonkeyPatch.context() as patch:
+        lay_out(Path(place))
+        os.chdir(place)
+        without_gpus(patch)
+        print("\n\n".join(again(main, "fedward-sim", [command for command, _ in blocks()])))

@@ -15,6 +15,7 @@ from fedward_common.round import Training
 from fedward_simulations.cohort import engine, memory
 from fedward_simulations.cohort.engine import Cohort
 from fedward_simulations.cohort.source import Source
+from fedward_simulations.cohort.sums import ClippedSums
 from fedward_simulations.run import Workbench
 from support.cohort import METHODS, somewhere, trainer_of
 from support.federation import small_bench
@@ -193,7 +194,7 @@ def test_what_a_failed_attempt_held_is_free_before_the_next_and_its_size_is_reme
     works = works_of(bench, (5, 6, 7, 5), training("head"), multiplier=ALMOST_NONE)
     held: list[weakref.ref[Any]] = []
     sizes: list[int] = []
-    honest = engine.ClippedSums
+    honest = ClippedSums
 
     def tight(**arguments: Any) -> Any:
         assert not any(reference() is not None for reference in held), "a failed attempt is still in memory"

@@ -11,6 +11,7 @@ from fedward_simulations.folders import (
     move_aside,
     read_stopped,
     read_summary,
+    whole,
     write_bundle,
     write_summary,
 )
@@ -51,6 +52,19 @@ def test_a_summary_is_whole_or_absent(tmp_path: Path, monkeypatch: pytest.Monkey
         with pytest.raises(OutputError, match="No space left"):
             write_summary(tmp_path, {"accuracy": 0.9})
     assert read_summary(tmp_path) == {"accuracy": 0.5}
+
+
+def test_the_file_is_the_old_one_or_the_new_one_no_draft_is_left(tmp_path: Path) -> None:
+    path = tmp_path / "plots" / "sites.png"
+    with whole(path) as draft:
+        draft.write_text("old")
+    with pytest.raises(OutputError, match=r"cannot write .*sites\.png: No space left"), whole(path) as draft:
+        draft.write_text("ha")
+        raise OSError(28, "No space left on device")
+    with pytest.raises(KeyboardInterrupt), whole(path) as draft:
+        draft.write_text("ha")
+        raise KeyboardInterrupt
+    assert {file.name: file.read_text() for file in path.parent.iterdir()} == {"sites.png": "old"}
 
 
 def test_a_bundle_is_whole_or_absent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -28,7 +28,9 @@ from support.tiny import WORDS
 from support.watch import Recorder
 
 has_ray = pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="Ray is not installed: fedward[ray]")
-quiet = pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::FutureWarning")  # Ray leaves files open
+quiet = pytest.mark.filterwarnings(  # Ray leaves files open, and processes unwaited for
+    "ignore::ResourceWarning", "ignore::FutureWarning", "ignore::pytest.PytestUnraisableExceptionWarning"
+)
 OPERATOR = new_key()
 ROUNDS = [{**STAGES[0], "rounds": 1, "evaluate_every": 1}, {**STAGES[1], "rounds": 2}]
 

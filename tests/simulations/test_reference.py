@@ -12,7 +12,7 @@ from fedward_server.checkpoint import Checkpoints
 from fedward_simulations.compare import reference_sites
 from fedward_simulations.reference import reference_run
 from fedward_simulations.run import run
-from support.federation import small_bench
+from support.federation import in_pairs, small_bench
 from support.watch import Recorder
 
 CASES: dict[str, dict[str, Any]] = {
@@ -28,7 +28,16 @@ CASES: dict[str, dict[str, Any]] = {
         "stages": [{"name": "both", "train": ["head", "adapter"], "rounds": 2, "local_steps": 2, "sampling_rate": 0.4}],
     },
     "frozen A": {"adapter": {"method": "lora", "rank": 2, "alpha": 4.0, "freeze_a": True}},
-}
+    "pairs": {"pairs": True, "data": {"train": "memory", "text": ["text", "other"]}},
+    "a cohort, of which the goal is waited for": {"sites": 4, "rounds": {"cohort": 3, "goal": 2}},
+    "several local steps of Adam": {
+        "stages": [
+            {"name": "head", "train": ["head"], "rounds": 2, "local_steps": 3, "optimiser": "adam"},
+            {"name": "adapter", "train": ["adapter"], "rounds": 2, "local_steps": 2, "optimiser": "adam",
+             "learning_rate": 0.01},
+        ]
+    },
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -38,7 +47,9 @@ def test_the_flat_twin_gives_the_same_adapter(tmp_path: Path, case: str) -> None
         {"name": "head", "train": ["head"], "rounds": 2},
         {"name": "adapter", "train": ["adapter"], "rounds": 2, "sampling_rate": 0.5, "noise_ratio": 0.5},
     ])  # fmt: skip
+    pairs = changes.pop("pairs", False)
     bench = small_bench(tmp_path, units=20, **changes)
+    bench = in_pairs(bench) if pairs else bench
     bundle = bench.prepared.bundle
     run(bench, out=tmp_path / "run", view=Recorder())
     adapter = Checkpoints(tmp_path / "run" / "checkpoints").latest(bundle.spec).state.adapter

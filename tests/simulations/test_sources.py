@@ -11,6 +11,7 @@ from fedward_common.errors import ConfigError, DataError
 from fedward_common.simulated import Poison, SimulationConfig
 from fedward_simulations.demo import demo_config, quick_config
 from fedward_simulations.sources import read_source
+from support.federation import small_bench
 
 
 def config(folder: Path, **data: object) -> RunConfig:
@@ -103,12 +104,18 @@ class TestNotes:
         assert read_source(self.patients(tmp_path, method="iid", sites=3)).notes == ()
 
 
-def test_a_poisoned_site_trains_on_wrong_labels_and_the_digest_stays(files: Path) -> None:
+def test_a_poisoned_site_trains_on_wrong_labels_and_what_was_dealt_stays(files: Path) -> None:
     honest = read_source(config(files))
     poisoned = config(files).model_copy(update={"simulation": SimulationConfig(poisoned=1, poison=Poison.FLIP)})
     source = read_source(poisoned)
-    changed = [name for name in source.sites if (source.sites[name].labels != honest.sites[name].labels).any()]
-    assert len(changed) == 1 and source.digest == honest.digest
-    nobody = config(files).model_copy(update={"simulation": SimulationConfig(poisoned=3)})
+    assert source.digest == honest.digest
+    for name, records in source.sites.items():
+        np.testing.assert_array_equal(records.labels, honest.sites[name].labels)
+    bench = small_bench(files, sites=3, simulation={"poisoned": 1, "poison": "flip"})
+    labels = {name: (held.records.labels, bench.source.sites[name].labels) for name, held in bench.data.items()}
+    assert [(trained != dealt).any() for trained, dealt in labels.values()].count(True) == 1
+
+
+def test_where_nobody_would_be_willing_no_model_is_loaded(files: Path) -> None:
     with pytest.raises(ConfigError, match="no site that is willing"):
-        read_source(nobody)
+        small_bench(files, sites=3, model={"base": "nowhere"}, simulation={"poisoned": 3})

@@ -76,6 +76,18 @@ def small_bench(folder: Path, *, sites: int = 2, units: int = 30, per_unit: int 
     return Workbench.open(config, Source(sites=held, test=some_records(40, seed=99), digest="0" * 64))
 
 
+def in_pairs(bench: Workbench) -> Workbench:
+    """The same records with a second text beside each: that of the record before it."""
+
+    def paired(records: Records) -> Records:
+        others = (records.texts[-1], *records.texts)
+        return replace(records, texts=tuple((*own, *other) for own, other in zip(records.texts, others, strict=False)))
+
+    source = bench.source
+    sites = {name: paired(records) for name, records in source.sites.items()}
+    return Workbench.open(bench.prepared.bundle.config, replace(source, sites=sites, test=paired(source.test)))
+
+
 def population_of(bench: Workbench, operator: Ed25519PrivateKey, *, watcher: Watcher = SILENT) -> Population:
     """The bench's virtual sites, enrolled with ``operator``."""
     return Population.build(

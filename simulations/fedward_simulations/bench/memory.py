@@ -16,7 +16,7 @@ from fedward_simulations.bench.table import Table, middle
 from fedward_simulations.device import peak_bytes
 from fedward_simulations.engines import Engine
 
-__all__ = ["measure"]
+__all__ = ["measure", "peak_of"]
 
 SITES, RECORDS, ROUNDS = 1000, 2000, 2
 AIM = 1.10
@@ -54,7 +54,8 @@ def _peak(sites: int, records: int) -> int:
     return int(done.stdout.split()[-1])
 
 
-def _run(sites: int, records: int, model: ModelConfig | None = None) -> int:
+def peak_of(sites: int, records: int, model: ModelConfig | None = None) -> int:
+    """The most bytes that this process ever held, after rounds of so many sites that share so many records."""
     with by(Engine.COHORT, clients=CLIENTS)(workbench(records // sites, clients=sites, model=model)) as one:
         for _ in range(ROUNDS):
             one()
@@ -62,4 +63,4 @@ def _run(sites: int, records: int, model: ModelConfig | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.stdout.write(f"{_run(int(sys.argv[1]), int(sys.argv[2]))}\n")
+    sys.stdout.write(f"{peak_of(int(sys.argv[1]), int(sys.argv[2]))}\n")

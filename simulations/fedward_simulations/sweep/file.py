@@ -8,15 +8,13 @@ Example:
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Self
 
-from pydantic import ConfigDict, Field, StrictBool, StrictInt, ValidationError, field_validator, model_validator
+from pydantic import ConfigDict, Field, StrictBool, StrictInt, field_validator, model_validator
 
-from fedward_common.errors import ConfigError
-from fedward_common.strict import Section, explain
+from fedward_common.strict import Section, parse, read_text
 
 __all__ = ["SweepFile"]
 
@@ -55,7 +53,7 @@ class SweepFile(Section):
     @field_validator("grid")
     @classmethod
     def _lists(cls, grid: dict[str, Any]) -> dict[str, Any]:
-        flat = dict(_flat(grid))
+        flat = _distinct(grid)
         for path, values in flat.items():
             if not isinstance(values, list) or not values:
                 raise ValueError(f"{path} should be a list of values")
@@ -64,7 +62,7 @@ class SweepFile(Section):
     @field_validator("points")
     @classmethod
     def _values(cls, points: tuple[dict[str, Any], ...]) -> tuple[dict[str, Any], ...]:
-        flat = tuple(dict(_flat(point)) for point in points)
+        flat = tuple(_distinct(point) for point in points)
         if not all(flat):
             raise ValueError("a point is empty: give it at least one value")
         return flat
@@ -84,16 +82,17 @@ class SweepFile(Section):
         Raises:
           ConfigError: it cannot be read, is not TOML, or the dotted path of its first wrong key or value.
         """
-        try:
-            table = tomllib.loads(path.read_text(encoding="utf-8"))
-        except OSError as error:
-            raise ConfigError(f"cannot read sweep file {path}: {error.strerror}", hint=DOCS) from None
-        except ValueError as error:  # TOMLDecodeError, or not UTF-8
-            raise ConfigError(f"{path} is not TOML: {error}", hint=DOCS) from None
-        try:
-            return cls.model_validate(table)
-        except ValidationError as error:
-            raise explain(error, source=str(path), model=cls, docs=DOCS) from None
+        text = read_text(path, what="sweep file", hint=DOCS)
+        return parse(cls, text, source=str(path), docs=DOCS, example=DOCS)
+
+
+def _distinct(table: Mapping[str, Any]) -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for path, value in _flat(table):
+        if path in flat:
+            raise ValueError(f"{path} is there twice, in two spellings")
+        flat[path] = value
+    return flat
 
 
 def _flat(table: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:

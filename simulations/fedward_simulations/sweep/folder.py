@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from fedward_common.config import RunConfig
-from fedward_common.errors import ConfigError, OutputError
-from fedward_simulations.folders import read_summary
+from fedward_common.errors import ConfigError, DataError, OutputError
+from fedward_simulations.folders import claim_folder, read_summary, whole
 from fedward_simulations.sweep.plan import Job, Plan
 
 __all__ = ["Status", "SweepFolder"]
@@ -43,69 +43,47 @@ class SweepFolder:
     root: Path
 
     # ---- opening -------------------------------------------------------------------
-    def begin(self, plan: Plan) -> int:
-        """Take a missing or empty folder.
+    @contextlib.contextmanager
+    def begin(self, plan: Plan) -> Iterator[int]:
+        """Take a missing or empty folder, alone until the block is left.
 
-        Returns:
+        Yields:
           0: no job of the plan is news.
 
         Raises:
-          OutputError: it is a file, holds something, or cannot be written.
+          OutputError: it is a file, holds something, cannot be written, or another sweep is at work there.
         """
-        if self.root.exists() and not (self.root.is_dir() and not any(self.root.iterdir())):
-            what = "is not empty" if self.root.is_dir() else "is a file"
-            raise OutputError(f"output folder {self.root} {what}", hint="give another --out, or --resume to go on")
-        with self._writing():
+        claim_folder(self.root)
+        try:
             self.root.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise OutputError(f"cannot write to {self.root}: {error.strerror}", hint="check the disk") from None
+        with self._alone():
+            claim_folder(self.root)  # another sweep may have come and gone meanwhile
             self._write_plan(plan)
-        return 0
+            yield 0
 
-    def go_on(self, plan: Plan) -> int:
-        """Take the folder of an earlier sweep.
+    @contextlib.contextmanager
+    def go_on(self, plan: Plan) -> Iterator[int]:
+        """Take the folder of an earlier sweep, alone until the block is left.
 
-        Returns:
+        Yields:
           How many jobs of the plan the earlier sweep did not know.
 
         Guarantees:
           - What ran stays in the sweep: a plan that leaves out a job that began is refused.
           - Data that changed since the sweep began is refused.
+          - Nothing is written before this process is alone there.
 
         Raises:
-          OutputError: there is no sweep, or one of these.
+          OutputError: there is no sweep, or another one is at work there, or one of these.
         """
-        earlier = self._read_plan()
-        names = {job.name for job in plan.jobs}
-        lost = [name for name in earlier["jobs"] if name not in names and self.run(name).exists()]
-        if lost:
-            raise OutputError(
-                f"{len(lost)} runs in {self.root} are not in the sweep file any more: it or its run file changed",
-                hint="undo the change, or give another --out: what ran counts, also for privacy",
-            )
-        digests = _data_digests(plan)
-        changed = [path for path, digest in earlier["data"].items() if digests.get(path, digest) != digest]
-        if changed:
-            raise OutputError(f"{changed[0]} changed since the sweep began", hint="give another --out")
-        with self._writing():
+        with self._alone():
+            earlier = self._read_plan()
+            self._check_kept(plan)
+            self._check_data(plan, earlier["data"])
             self._write_plan(plan, known=earlier["data"])
-        return len(names - set(earlier["jobs"]))
-
-    @contextlib.contextmanager
-    def alone(self) -> Iterator[None]:
-        """Be the only sweep in this folder.
-
-        Raises:
-          OutputError: another process is at work there.
-        """
-        descriptor = os.open(self.root, os.O_RDONLY)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            os.close(descriptor)
-            raise OutputError(f"another sweep is at work in {self.root}", hint="wait for it, or stop it") from None
-        try:
-            yield
-        finally:
-            os.close(descriptor)
+            yield len({job.name for job in plan.jobs} - set(earlier["jobs"]))
 
     # ---- jobs ----------------------------------------------------------------------
     def run(self, name: str) -> Path:
@@ -150,8 +128,7 @@ class SweepFolder:
 
     def fail(self, name: str, *, what: str, hint: str) -> None:
         """Record what went wrong."""
-        with self._writing():
-            _write(self._failure(name), json.dumps({"what": what, "hint": hint}) + "\n")
+        _write(self._failure(name), json.dumps({"what": what, "hint": hint}) + "\n")
 
     def forgive(self, name: str) -> None:
         """Forget a failure: the job is tried again."""
@@ -159,10 +136,39 @@ class SweepFolder:
 
     def write(self, name: str, text: str) -> None:
         """Write a file of the sweep, whole or not at all."""
-        with self._writing():
-            _write(self.root / name, text)
+        _write(self.root / name, text)
 
     # ---- insides -------------------------------------------------------------------
+    @contextlib.contextmanager
+    def _alone(self) -> Iterator[None]:
+        try:
+            descriptor = os.open(self.root, os.O_RDONLY)
+        except OSError:
+            raise self._no_sweep() from None
+        try:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                raise OutputError(f"another sweep is at work in {self.root}", hint="wait for it, or stop it") from None
+            yield
+        finally:
+            os.close(descriptor)
+
+    def _check_kept(self, plan: Plan) -> None:
+        # by the folders: they are what ran, whatever was written down of them
+        begun = {path.name for path in (self.root / "runs").glob("*") if path.is_dir()}
+        if lost := begun - {job.name for job in plan.jobs}:
+            raise OutputError(
+                f"{len(lost)} runs in {self.root} are not in the sweep file any more: it or its run file changed",
+                hint="undo the change, or give another --out: what ran counts, also for privacy",
+            )
+
+    def _check_data(self, plan: Plan, known: Mapping[str, str]) -> None:
+        digests = _data_digests(plan)
+        changed = [path for path, digest in known.items() if digests.get(path, digest) != digest]
+        if changed:
+            raise OutputError(f"{changed[0]} changed since the sweep began", hint="give another --out")
+
     def _failure(self, name: str) -> Path:
         return self.root / "failures" / f"{name}.json"
 
@@ -176,28 +182,21 @@ class SweepFolder:
         _write(self.root / "sweep.json", json.dumps(content, indent=1) + "\n")
 
     def _read_plan(self) -> dict[str, Any]:
-        hint = "start it without --resume"
         try:
             content = json.loads((self.root / "sweep.json").read_text(encoding="utf-8"))
             return {"jobs": dict(content["jobs"]), "data": dict(content["data"])}
         except OSError:
-            raise OutputError(f"there is no sweep in {self.root}", hint=hint) from None
+            raise self._no_sweep() from None
         except (ValueError, KeyError, TypeError):
             raise OutputError(f"{self.root / 'sweep.json'} is broken", hint="give another --out") from None
 
-    @contextlib.contextmanager
-    def _writing(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            raise OutputError(f"cannot write to {self.root}: {error.strerror}", hint="check the disk") from None
+    def _no_sweep(self) -> OutputError:
+        return OutputError(f"there is no sweep in {self.root}", hint="start it without --resume")
 
 
 def _write(path: Path, text: str) -> None:
-    path.parent.mkdir(exist_ok=True)
-    draft = path.with_name(f".{path.name}.part")
-    draft.write_text(text, encoding="utf-8")
-    os.replace(draft, path)
+    with whole(path) as draft:
+        draft.write_text(text, encoding="utf-8")
 
 
 def _data_digests(plan: Plan) -> dict[str, str]:
@@ -208,5 +207,8 @@ def _data_digests(plan: Plan) -> dict[str, str]:
 
 
 def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror}", hint="check who may read it") from None

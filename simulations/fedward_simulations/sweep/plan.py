@@ -19,13 +19,13 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, get_args
 
 from pydantic import ValidationError
 
 from fedward_common.config import RunConfig
 from fedward_common.errors import ConfigError
-from fedward_common.strict import explain
+from fedward_common.strict import Section, explain
 from fedward_simulations.sweep.file import SweepFile
 
 __all__ = ["Job", "Plan", "Point"]
@@ -160,10 +160,17 @@ def _points(
 
 def _changed(base: RunConfig, setting: Mapping[str, Any], *, source: str, label: str) -> RunConfig:
     table = base.model_dump(mode="json", by_alias=True) | {"output": None}
+    set_by: dict[tuple[str | int, ...], str] = {}
     for path, value in setting.items():
-        if (hint := OWN.get(path.split(".")[0])) is not None:
+        head, *rest = path.split(".")
+        if (hint := OWN.get(head)) is not None:
             raise ConfigError(f"{source}: {path} cannot be swept", hint=hint)
-        _put(table, path.split("."), value, path=path, source=source)
+        if rest and head in table and table[head] is None:
+            table[head] = _defaults(head)
+        place = _put(table, [head, *rest], value, path=path, source=source)
+        if lost := [other for known, other in set_by.items() if known[: len(place)] == place]:
+            raise ConfigError(f"{source}: {path} undoes {lost[0]} of the same point", hint="leave one of them out")
+        set_by[place] = path
     try:
         return RunConfig.model_validate(table)
     except ValidationError as error:
@@ -171,18 +178,24 @@ def _changed(base: RunConfig, setting: Mapping[str, Any], *, source: str, label:
         raise explain(error, source=where, model=RunConfig, docs=HINT) from None
 
 
-def _put(node: Any, keys: list[str], value: Any, *, path: str, source: str) -> None:
+def _defaults(key: str) -> dict[str, Any] | None:
+    """An optional table of the run file as it is where nothing in it is set; None for other keys."""
+    kinds = get_args(RunConfig.model_fields[key].annotation)
+    table = next((kind for kind in kinds if isinstance(kind, type) and issubclass(kind, Section)), None)
+    return table().model_dump(mode="json", by_alias=True) if table else None
+
+
+def _put(node: Any, keys: list[str], value: Any, *, path: str, source: str) -> tuple[str | int, ...]:
+    """Set a value; where it is, however its path was spelled."""
     key = _key(node, keys[0], path=path, source=source)
     if len(keys) == 1:
         node[key] = value
-        return
-    if isinstance(node, dict) and node.get(key) is None:  # an optional table that the run file leaves out
-        node[key] = {}
-    _put(node[key], keys[1:], value, path=path, source=source)
+        return (key,)
+    return (key, *_put(node[key], keys[1:], value, path=path, source=source))
 
 
 def _key(node: Any, key: str, *, path: str, source: str) -> str | int:
-    if isinstance(node, dict) and (key in node or not node):  # what an empty table may hold is checked with the rest
+    if isinstance(node, dict) and key in node:
         return key
     known: list[str] = sorted(node) if isinstance(node, dict) else []
     if isinstance(node, list):

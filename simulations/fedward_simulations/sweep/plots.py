@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fedward_common.errors import OutputError
+from fedward_simulations.folders import whole
 from fedward_simulations.report import BLUE, DPI, GREY, INK, ORANGE, WIDTH, load_rounds
 from fedward_simulations.sweep.folder import Status, SweepFolder
 from fedward_simulations.sweep.plan import Plan, Point
@@ -317,10 +317,5 @@ def _text(name: str) -> str:
 
 
 def _save(figure: Figure, path: Path) -> None:
-    try:
-        path.parent.mkdir(exist_ok=True)
-        draft = path.with_name(f".{path.name}.part")
+    with whole(path) as draft:
         figure.savefig(draft, dpi=DPI, format="png")
-        draft.replace(path)
-    except OSError as error:
-        raise OutputError(f"cannot write {path}: {error.strerror}", hint="check the disk") from None

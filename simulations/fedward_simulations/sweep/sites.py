@@ -28,6 +28,7 @@ def site_scores(bench: Workbench, out: Path) -> list[dict[str, Any]]:
 
     Guarantees:
       - No record that a site trained on is scored.
+      - Labels are those of the data, also at a poisoned site.
     """
     adapter = Checkpoints(out / "checkpoints").latest(bench.prepared.bundle.spec).state.adapter
     rows = []
@@ -35,7 +36,8 @@ def site_scores(bench: Workbench, out: Path) -> list[dict[str, Any]]:
         units = held.validation_units
         if not len(units):
             continue
-        records = held.records.select(np.concatenate([held.records_of(int(unit)) for unit in units]))
+        # from the source: a poisoned site's own have other labels than the data
+        records = bench.source.sites[name].select(np.concatenate([held.records_of(int(unit)) for unit in units]))
         evaluator = replace(bench.evaluator, records=records, inputs=SiteInputs(bench.prepared.base, records))
         metrics = evaluator.final(adapter)
         rows.append({"site": name, "accuracy": metrics.accuracy, "macro_f1": metrics.macro_f1, "records": len(records)})

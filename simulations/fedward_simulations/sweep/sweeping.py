@@ -8,12 +8,14 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from fedward_client.policy import SEEDED_RANDOMNESS
+from fedward_common.errors import FedwardError
 from fedward_simulations.engines import BY_DEFAULT, Computing
+from fedward_simulations.folders import read_stopped
 from fedward_simulations.sweep.folder import Status, SweepFolder
 from fedward_simulations.sweep.plan import Job, Plan
 from fedward_simulations.sweep.plots import draw_sweep
@@ -23,6 +25,7 @@ from fedward_simulations.sweep.team import Team
 from fedward_simulations.sweep.tuning import Composed, Spent, composed, sentences
 from fedward_simulations.sweep.view import SweepView
 from fedward_simulations.sweep.worker import Advanced, Failed, News, Order, kinship
+from fedward_simulations.tables import aligned
 
 __all__ = ["collect", "sweep"]
 
@@ -34,7 +37,7 @@ def sweep(
 
     Args:
       plan: of the sweep.
-      folder: that ``begin`` or ``go_on`` has taken.
+      folder: that ``begin`` or ``go_on`` holds.
       processes: at work at a time, at most.
       view: watches.
       computing: by which engine.
@@ -48,22 +51,23 @@ def sweep(
       - Killed at any instant, the sweep goes on from there with ``go_on``; Ctrl-C also leaves tables of what is done.
 
     Raises:
-      OutputError: the folder cannot be written, or another process is at work in it.
+      OutputError: the folder cannot be written.
     """
-    with folder.alone():
-        done = [job.name for job in plan.jobs if folder.status(job, per_site=plan.per_site) is Status.DONE]
-        progress = SweepProgress(rounds={job.name: job.config.total_rounds for job in plan.jobs}, finished=done)
-        view.started(name=plan.name, out=str(folder.root), progress=progress)
-        jobs = {job.name: job for job in plan.jobs if job.name not in set(done)}
-        orders = [_order(job, plan, folder, computing) for job in jobs.values()]
-        watch = _Watch(jobs=jobs, folder=folder, progress=progress, view=view)
-        try:
-            _work(orders, watch, processes=processes)
-        except KeyboardInterrupt:
-            collect(plan, folder)
-            raise
-        summary, lines = collect(plan, folder)
-        view.finished(summary, lines)
+    done = [job.name for job in plan.jobs if folder.status(job, per_site=plan.per_site) is Status.DONE]
+    progress = SweepProgress(rounds={job.name: job.config.total_rounds for job in plan.jobs}, finished=done)
+    view.started(name=plan.name, out=str(folder.root), progress=progress)
+    jobs = {job.name: job for job in plan.jobs if job.name not in set(done)}
+    size = min(processes, len(jobs))
+    computing = replace(computing, processes=max(size, 1))
+    orders = [_order(job, plan, folder, computing) for job in jobs.values()]
+    watch = _Watch(jobs=jobs, folder=folder, progress=progress, view=view)
+    try:
+        _work(orders, watch, size=size)
+    except KeyboardInterrupt:
+        collect(plan, folder)
+        raise
+    summary, lines = collect(plan, folder)
+    view.finished(summary, lines)
     return summary
 
 
@@ -91,10 +95,9 @@ class _Watch:
         self.view.ended(label=job.point.label, seed=job.seed, outcome=outcome)
 
 
-def _work(orders: list[Order], watch: _Watch, *, processes: int) -> None:
+def _work(orders: list[Order], watch: _Watch, *, size: int) -> None:
     for order in orders:
         watch.folder.forgive(order.name)
-    size = min(processes, len(orders))
     with Team(size=size, threads=max((os.cpu_count() or 1) // max(size, 1), 1)) as team:
         for news in team.work(orders):
             if news is not None:
@@ -143,7 +146,15 @@ def _spent(plan: Plan, folder: SweepFolder) -> Iterator[Spent]:
         if status is Status.DONE:
             yield Spent(config=job.config, epsilons=folder.summary(job)["epsilon_by_site"])
         elif folder.run(job.name).exists():
-            yield Spent(config=job.config, epsilons=None)
+            yield Spent(config=job.config, epsilons=None, sites=_sites(folder.run(job.name)))
+
+
+def _sites(out: Path) -> int | None:
+    """How many sites a run that did not end has, as its checkpoint says."""
+    try:
+        return int(read_stopped(out).checkpoint.extra["sites"])
+    except (FedwardError, KeyError):
+        return None
 
 
 def _summary(
@@ -170,11 +181,10 @@ def _summary(
 
 
 def _point_lines(results: Results) -> list[str]:
-    rows = [("point", "n", "accuracy", "sd", "95 % interval", "macro F1", "epsilon")]
+    rows = [("n", "accuracy", "sd", "95 % interval", "macro F1", "epsilon", "point")]
     for point, row in zip(results.plan.points, results.points, strict=True):
-        rows.append((point.label or results.plan.name, f"{row['done']}/{row['runs']}", *_figures(row)))
-    widths = [max(len(row[place]) for row in rows) for place in range(len(rows[0]))]
-    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+        rows.append((f"{row['done']}/{row['runs']}", *_figures(row), point.label or results.plan.name))
+    return aligned(rows, left=0)
 
 
 def _figures(row: Mapping[str, Any]) -> tuple[str, str, str, str, str]:

@@ -22,7 +22,7 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
-from fedward_common.errors import OutputError
+from fedward_simulations.folders import whole
 from fedward_simulations.sweep.folder import Status, SweepFolder
 from fedward_simulations.sweep.plan import Job, Plan, Point
 
@@ -103,13 +103,9 @@ def write_table(stem: Path, rows: Sequence[Row], *, notes: Sequence[str] = ()) -
     table = pyarrow.Table.from_pydict({key: _column([row.get(key) for row in rows]) for key in rows[0]})
     table = table.replace_schema_metadata({"fedward": json.dumps({"notes": list(notes)})})
     writers = {".csv": pyarrow.csv.write_csv, ".parquet": pyarrow.parquet.write_table}
-    try:
-        for suffix, write in writers.items():
-            draft = stem.with_name(f".{stem.name}{suffix}.part")
+    for suffix, write in writers.items():
+        with whole(stem.with_suffix(suffix)) as draft:
             write(table, draft)
-            draft.replace(stem.with_suffix(suffix))
-    except OSError as error:
-        raise OutputError(f"cannot write {stem}: {error.strerror}", hint="check the disk") from None
 
 
 def _column(values: list[Any]) -> list[Any]:

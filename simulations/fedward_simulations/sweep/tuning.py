@@ -18,7 +18,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from fedward_client.policy import SEEDED_RANDOMNESS
-from fedward_common.config import Placement, RunConfig
+from fedward_common.config import PartitionMethod, Placement, RunConfig
 from fedward_common.errors import FedwardError
 from fedward_common.privacy.accounting import epsilon
 from fedward_common.privacy.events import GaussianSum, Side
@@ -28,12 +28,19 @@ from fedward_common.privacy.guarantee import Unit
 __all__ = ["Composed", "Spent", "composed", "sentences"]
 
 
+UNKNOWN = "a run that did not end does not say how many sites it has, among which units are split"
+
+
 @dataclass(frozen=True, kw_only=True)
 class Spent:
-    """One run that began: its run file, and the epsilon of each site; None where it did not end and nobody knows."""
+    """One run that began: its run file, and the epsilon of each site; None where it did not end and nobody knows.
+
+    ``sites``: how many the data makes of a natural partition, where ``epsilons`` does not tell; None: nobody knows.
+    """
 
     config: RunConfig
     epsilons: Mapping[str, float] | None
+    sites: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,13 +48,14 @@ class Composed:
     """What runs of one privacy unit cost together.
 
     ``sum_epsilon`` at ``sum_delta`` holds for every unit, at whichever site each run placed it. ``by_site`` adds up by
-    the sites' names. ``pld_epsilon`` is at ``sum_delta`` too; None where ``pld_missing`` says why.
+    the sites' names. ``pld_epsilon`` is at ``sum_delta`` too; None where ``pld_missing`` says why. No sums either, and
+    for that reason, where it is not known at how many sites a unit lies.
     """
 
     unit: str
     runs: int
-    sum_epsilon: float
-    sum_delta: float
+    sum_epsilon: float | None
+    sum_delta: float | None
     by_site: Mapping[str, float]
     pld_epsilon: float | None
     pld_missing: str = ""
@@ -59,6 +67,7 @@ def composed(runs: Iterable[Spent]) -> list[Composed]:
     Guarantees:
       - The sums are those of the runs' own epsilons and deltas: basic composition.
       - A run that did not end counts with all that it reserved.
+      - No figure is given that is too low: where a unit may lie at several sites, all of them count, or there is none.
       - The composition of the events never exceeds the sum.
 
     Source: Dwork et al. 2006, "Our data, ourselves", theorem 1 (the sums); for the events see ``accounting.epsilon``.
@@ -71,17 +80,22 @@ def composed(runs: Iterable[Spent]) -> list[Composed]:
 def _composed_of(unit: Unit, runs: Sequence[Spent]) -> Composed:
     names = dict.fromkeys(site for run in runs for site in run.epsilons or ())
     by_site = {site: math.fsum(_at(run, site) for run in runs) for site in names}
-    shares = [_shares(run) for run in runs]
-    total = math.fsum(_worst(run) * share for run, share in zip(runs, shares, strict=True))
-    delta = math.fsum(run.config.privacy.delta * share for run, share in zip(runs, shares, strict=True))
-    found, missing = _by_events(runs, delta) if max(shares) == 1 else (None, "units lie at several sites in one run")
+    known = [count for count in map(_shares, runs) if count is not None]
+    total = delta = found = None
+    if len(known) < len(runs):
+        missing = UNKNOWN
+    else:
+        total = math.fsum(_worst(run) * count for run, count in zip(runs, known, strict=True))
+        delta = math.fsum(run.config.privacy.delta * count for run, count in zip(runs, known, strict=True))
+        found, missing = _by_events(runs, delta) if max(known) == 1 else (None, "units lie at several sites in one run")
+        found = None if found is None else min(found, total)
     return Composed(
         unit=unit.value,
         runs=len(runs),
         sum_epsilon=total,
         sum_delta=delta,
         by_site=by_site,
-        pld_epsilon=None if found is None else min(found, total),
+        pld_epsilon=found,
         pld_missing=missing,
     )
 
@@ -101,11 +115,14 @@ def _reserved(config: RunConfig) -> float:
         return 0.0
 
 
-def _shares(run: Spent) -> int:
-    """At how many sites of one run a unit may lie, each of which spends on its part."""
+def _shares(run: Spent) -> int | None:
+    """At how many sites of one run a unit may lie, each of which spends on its part; None where nobody knows."""
     if run.config.partition.units is not Placement.SPLIT or run.config.privacy.unit is Unit.RECORD:
         return 1
-    return len(run.epsilons) if run.epsilons else run.config.partition.sites
+    if run.epsilons:
+        return len(run.epsilons)
+    natural = run.config.partition.method is PartitionMethod.NATURAL
+    return run.sites if natural else run.config.partition.sites
 
 
 def _by_events(runs: Sequence[Spent], delta: float) -> tuple[float | None, str]:
@@ -141,10 +158,11 @@ def sentences(costs: Sequence[Composed], configs: Sequence[RunConfig], *, per_si
 
 
 def _cost(cost: Composed) -> str:
-    what = (
-        f"Tuning spends: on real data the epsilons of all {cost.runs} runs that began compose. By basic composition "
-        f"(sums) a {cost.unit} has epsilon {_up(cost.sum_epsilon)} at delta {cost.sum_delta:g}"
-    )
+    what = f"Tuning spends: on real data the epsilons of all {cost.runs} runs that began compose."
+    if cost.sum_epsilon is None:
+        return f"{what} What a {cost.unit} has spent is not known: {cost.pld_missing}."
+    sums = f"epsilon {_up(cost.sum_epsilon)} at delta {cost.sum_delta:g}"
+    what = f"{what} By basic composition (sums) a {cost.unit} has {sums}"
     if cost.pld_epsilon is None:
         return f"{what}. No composition of their events: {cost.pld_missing}."
     return f"{what}; by composition of their events (PLD) epsilon {_up(cost.pld_epsilon)} at the same delta."

@@ -12,13 +12,13 @@ Example:
 from __future__ import annotations
 
 import json
-import os
 import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Protocol, Self, TextIO
 
 from fedward_simulations.progress import about, duration, printable
 from fedward_simulations.sweep.progress import SweepProgress
+from fedward_simulations.view import LiveView, OutputMode, choose_view
 
 if TYPE_CHECKING:
     from rich.live import Live
@@ -66,8 +66,8 @@ def choose_sweep_view(*, json_lines: bool, stream: TextIO | None = None) -> Swee
     out = stream or sys.stdout
     if json_lines:
         return _JsonLines(out)
-    shows = out.isatty() and os.environ.get("TERM") != "dumb" and (out.encoding or "").lower().startswith("utf")
-    return _Live(out) if shows else _Lines(out)
+    # where a run would draw its panel
+    return _Live(out) if isinstance(choose_view(OutputMode.AUTO, stream=out), LiveView) else _Lines(out)
 
 
 class _Lines:

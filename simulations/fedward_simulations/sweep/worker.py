@@ -176,30 +176,39 @@ def _perform(order: Order, bench: Bench, tell: Tell) -> None:
 
 
 def _stopped(out: Path) -> StoppedRun | None:
-    """The stopped run in a folder; whatever a job left that was stopped before its first checkpoint is removed."""
+    """The stopped run in a folder; what a job left that was stopped before its first checkpoint is removed.
+
+    Guarantees:
+      - A run that may have asked a site stays where it is, whatever else is wrong with it.
+
+    Raises:
+      OutputError: it began, and cannot be read.
+    """
     from fedward_simulations.folders import read_stopped
 
     if not out.exists():
         return None
+    checkpoints = out / "checkpoints"
+    begun = [*checkpoints.glob("round-*"), *checkpoints.glob(".round-*.old"), *out.glob("rounds.jsonl")]
+    if not begun:
+        shutil.rmtree(out)  # the first checkpoint is written before any site is asked
+        return None
     try:
         return read_stopped(out)
-    except (FedwardError, OSError, ValueError, KeyError):
-        shutil.rmtree(out)  # the same seed gives the same run: nothing is lost, and nothing new is released
-        return None
+    except (OSError, ValueError, KeyError):
+        raise OutputError(
+            f"the stopped run in {out} cannot be read", hint="bring its files back, or give the sweep another --out"
+        ) from None
 
 
 def _measure_sites(order: Order, bench: Workbench) -> None:
-    from fedward_simulations.folders import read_summary
+    from fedward_simulations.folders import read_summary, whole
     from fedward_simulations.sweep.sites import site_scores
 
     epsilons = read_summary(order.out)["epsilon_by_site"]
     rows = [row | {"epsilon": epsilons.get(row["site"])} for row in site_scores(bench, order.out)]
-    draft = order.out / ".sites.json.part"
-    try:
+    with whole(order.out / "sites.json") as draft:
         draft.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
-        os.replace(draft, order.out / "sites.json")
-    except OSError as error:
-        raise OutputError(f"cannot write {order.out}/sites.json: {error.strerror}", hint="free disk space") from None
 
 
 def _reporter(order: Order, tell: Tell) -> Any:

@@ -24,6 +24,8 @@ from fedward_simulations.sweep.file import SweepFile
         ('run = "r.toml"\nschema = 2', "schema 2 is not known"),
         ('run = "r.toml"\nprocesses = 0', "processes should be greater"),
         ("run = = 1", "is not TOML"),
+        ('run = "r.toml"\n[grid]\nprivacy.epsilon = [1.0]\n"privacy.epsilon" = [8.0]', "epsilon is there twice"),
+        ('run = "r.toml"\n[[list]]\nadapter.rank = 1\n"adapter.rank" = 2', "adapter.rank is there twice"),
     ],
 )
 def test_a_wrong_file_is_one_line_and_a_hint(text: str, what: str, tmp_path: Path) -> None:

@@ -24,71 +24,94 @@ def done(folder: SweepFolder, job: Job) -> None:
     (folder.run(job.name) / "summary.json").write_text(json.dumps({"accuracy": 0.5}))
 
 
+def begin(folder: SweepFolder, plan: Plan) -> None:
+    with folder.begin(plan) as new:
+        assert new == 0
+
+
+def go_on(folder: SweepFolder, plan: Plan) -> int:
+    with folder.go_on(plan) as new:
+        return new
+
+
 def test_a_folder_that_holds_something_is_refused(tmp_path: Path) -> None:
     plan, folder = made(tmp_path)
     folder.root.mkdir()
-    assert folder.begin(plan) == 0
+    begin(folder, plan)
     with pytest.raises(OutputError, match="is not empty") as error:
-        folder.begin(plan)
+        begin(folder, plan)
     assert "--resume" in error.value.hint
     with pytest.raises(OutputError, match="is a file"):
-        SweepFolder(root=tmp_path / "notes.csv").begin(plan)
+        begin(SweepFolder(root=tmp_path / "notes.csv"), plan)
 
 
 def test_what_ran_stays_in_the_sweep_a_plan_that_leaves_out_a_job_that_began_is_refused(tmp_path: Path) -> None:
     plan, folder = made(tmp_path)
-    folder.begin(plan)
+    begin(folder, plan)
     fewer, _ = made(tmp_path, grid='"privacy.epsilon" = [8.0]')
-    assert folder.go_on(fewer) == 0  # nothing ran
-    folder.go_on(plan)
+    assert go_on(folder, fewer) == 0  # nothing ran
+    go_on(folder, plan)
     done(folder, plan.jobs[0])
     with pytest.raises(OutputError, match=r"1 runs in .* are not in the sweep file any more"):
-        folder.go_on(fewer)
+        go_on(folder, fewer)
 
 
 def test_a_changed_run_file_is_noticed_and_new_points_are_counted(tmp_path: Path) -> None:
     plan, folder = made(tmp_path)
-    folder.begin(plan)
+    begin(folder, plan)
     done(folder, plan.jobs[1])
     more, _ = made(tmp_path, grid='"privacy.epsilon" = [1.0, 3.0, 8.0]')
-    assert folder.go_on(more) == 1
+    assert go_on(folder, more) == 1
     assert [folder.status(job) for job in more.jobs] == [Status.PENDING, Status.PENDING, Status.DONE]
     changed, _ = made(tmp_path, extra="[server]\nlearning_rate = 0.9\n")
     with pytest.raises(OutputError, match="its run file changed"):
-        folder.go_on(changed)
+        go_on(folder, changed)
 
 
 def test_data_that_changed_since_the_sweep_began_is_refused(tmp_path: Path) -> None:
     plan, folder = made(tmp_path)
-    folder.begin(plan)
+    begin(folder, plan)
     with (tmp_path / "notes.csv").open("a") as file:
         file.write("cough,lung\n")
     with pytest.raises(OutputError, match=r"notes\.csv changed since the sweep began"):
-        folder.go_on(plan)
+        go_on(folder, plan)
 
 
 def test_without_a_sweep_there_is_nothing_to_go_on_with(tmp_path: Path) -> None:
     plan, folder = made(tmp_path)
     with pytest.raises(OutputError, match="there is no sweep"):
-        folder.go_on(plan)
-    folder.begin(plan)
+        go_on(folder, plan)
+    begin(folder, plan)
     (folder.root / "sweep.json").write_text('{"jobs": ')
     with pytest.raises(OutputError, match="is broken"):
-        folder.go_on(plan)
+        go_on(folder, plan)
 
 
-def test_two_sweeps_in_one_folder_are_refused(tmp_path: Path) -> None:
+def test_two_sweeps_in_one_folder_are_refused_and_nothing_is_written_by_the_second(tmp_path: Path) -> None:
     plan, folder = made(tmp_path)
-    folder.begin(plan)
-    with folder.alone(), pytest.raises(OutputError, match="another sweep is at work"), folder.alone():
-        pass
-    with folder.alone():
-        pass
+    more, _ = made(tmp_path, grid='"privacy.epsilon" = [1.0, 3.0, 8.0]')
+    with folder.begin(plan):
+        before = (folder.root / "sweep.json").read_text()
+        with pytest.raises(OutputError, match="another sweep is at work"):
+            go_on(folder, more)
+        assert (folder.root / "sweep.json").read_text() == before
+    with folder.go_on(more), pytest.raises(OutputError, match="another sweep is at work"):
+        go_on(folder, more)
+    assert go_on(folder, more) == 0
+
+
+def test_what_ran_counts_also_where_nothing_is_written_of_it(tmp_path: Path) -> None:
+    plan, folder = made(tmp_path)
+    fewer, _ = made(tmp_path, grid='"privacy.epsilon" = [8.0]')
+    begin(folder, fewer)
+    done(folder, next(job for job in plan.jobs if job.config.privacy.epsilon == 1.0))
+    with pytest.raises(OutputError, match=r"1 runs in .* are not in the sweep file any more"):
+        go_on(folder, fewer)
 
 
 def test_states_of_a_job(tmp_path: Path) -> None:
     plan, folder = made(tmp_path)
-    folder.begin(plan)
+    begin(folder, plan)
     job = plan.jobs[0]
     assert folder.status(job) is Status.PENDING
     folder.run(job.name).mkdir(parents=True)
@@ -106,7 +129,7 @@ def test_states_of_a_job(tmp_path: Path) -> None:
 
 def test_a_run_of_another_run_file_under_a_jobs_name_is_refused(tmp_path: Path) -> None:
     plan, folder = made(tmp_path)
-    folder.begin(plan)
+    begin(folder, plan)
     done(folder, plan.jobs[0])
     assert folder.summary(plan.jobs[0]) == {"accuracy": 0.5}
     (folder.run(plan.jobs[0].name) / "run.toml").write_text(plan.jobs[1].config.to_toml())

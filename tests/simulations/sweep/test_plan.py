@@ -7,6 +7,7 @@ import pytest
 
 from fedward_common.config import RunConfig
 from fedward_common.errors import ConfigError
+from fedward_common.simulated import SimulationConfig
 from fedward_simulations.sweep.file import SweepFile
 from fedward_simulations.sweep.plan import Plan
 
@@ -62,7 +63,9 @@ def test_seeds_are_the_run_files_own_where_none_are_given() -> None:
         ({"privacy.epsilon": [1.0, -1.0]}, "point privacy.epsilon=-1.0: privacy.epsilon should be greater", "docs"),
         ({"privacy.epsilon": ["8"]}, "privacy.epsilon should be a valid number", "docs"),
         ({"adapter.freeze_a": [True]}, "freeze_a belongs to method 'lora'", "docs"),
-        ({"simulation.dropuot": [0.1]}, "unknown key simulation.dropuot", "dropout"),
+        ({"simulation.dropuot": [0.1]}, "the run file has no simulation.dropuot", "dropout"),
+        ({"stages.head.rounds": [1], "stages.0.rounds": [2]}, "stages.0.rounds undoes stages.head.rounds", "leave one"),
+        ({"stages.head.rounds": [1], "stages": [[]]}, "stages undoes stages.head.rounds", "leave one"),
         ({"seed": [1, 2]}, "seed cannot be swept", "seeds = "),
         ({"output": ["x"]}, "output cannot be swept", "the sweep's"),
         ({"seedy": [1]}, "the run file has no seedy", "partition, privacy"),
@@ -84,6 +87,12 @@ def test_stages_are_named_or_counted_and_optional_tables_made() -> None:
     assert [stage.rounds for stage in config.stages] == [3, 4]
     assert config.simulation is not None
     assert made.points[0].values == {"stages.head.rounds": 3, "stages.1.rounds": 4, "simulation.dropout": 0.25}
+
+
+def test_several_keys_of_a_table_that_the_run_file_leaves_out() -> None:
+    made = plan(list=[{"simulation.dropout": 0.25, "simulation.compute_s": 60.0}])
+    simulation = made.jobs[0].config.simulation
+    assert simulation == SimulationConfig(dropout=0.25, compute_s=60.0)
 
 
 def test_what_a_point_leaves_out_is_none_where_the_run_file_has_nothing() -> None:

@@ -19,7 +19,8 @@ pytestmark = pytest.mark.filterwarnings("ignore:Unable to import Axes3D")
 def swept(tmp_path: Path, *, grid: str, seeds: str = "[0, 1, 2]") -> tuple[Plan, SweepFolder]:
     plan, _ = Plan.load(wards(tmp_path, head=f"seeds = {seeds}", grid=grid))
     folder = SweepFolder(root=tmp_path / "out")
-    folder.begin(plan)
+    with folder.begin(plan):
+        pass
     return plan, folder
 
 

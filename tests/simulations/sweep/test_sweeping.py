@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,6 +16,15 @@ from pathlib import Path
 import pyarrow.parquet
 import pytest
 
+from fedward_common.privacy.grants import Quote
+from fedward_simulations.engines import BY_DEFAULT
+from fedward_simulations.sweep import sweeping
+from fedward_simulations.sweep.folder import SweepFolder
+from fedward_simulations.sweep.plan import Plan
+from fedward_simulations.sweep.sweeping import _order, _spent, sweep
+from fedward_simulations.sweep.tuning import composed
+from fedward_simulations.sweep.view import choose_sweep_view
+from fedward_simulations.sweep.worker import Bench, _perform
 from support.sweeping import wards
 
 SWEEP = [sys.executable, "-m", "fedward_simulations", "sweep"]
@@ -93,6 +103,44 @@ def test_a_sweep_leaves_tables_pictures_and_a_report(finished: Path) -> None:
     report = (finished / "report.md").read_text()
     assert "compose" in report
     assert "(plots/accuracy_over_epsilon.png)" in report
+
+
+def test_a_stopped_run_of_a_natural_partition_counts_at_all_the_sites_of_the_data(tmp_path: Path) -> None:
+    file = wards(tmp_path)
+    table = (tmp_path / "notes.csv").read_text().splitlines()
+    rows = [f"{row},{'east' if n % 2 else f'ward-{n % 12}'},p{n % 50}" for n, row in enumerate(table[1:])]
+    (tmp_path / "notes.csv").write_text("\n".join([f"{table[0]},ward,who", *rows]) + "\n")
+    text = (tmp_path / "run.toml").read_text().replace("sites = 2", 'method = "natural"\nunits = "split"')
+    text = text.replace("[partition]", 'site = "ward"\nunit = "who"\n[partition]')
+    (tmp_path / "run.toml").write_text(text.replace("[privacy]", '[privacy]\nunit = "patient"'))
+    plan, _ = Plan.load(file)
+    folder = SweepFolder(root=tmp_path / "out")
+    (order,) = [_order(job, plan, folder, BY_DEFAULT) for job in plan.jobs]
+
+    def stop(item: object) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        _perform(order, Bench(), stop)
+    (cost,) = composed(_spent(plan, folder))
+    assert cost.sum_epsilon == pytest.approx(7 * Quote.of(plan.jobs[0].config.terms).epsilon)
+    shutil.rmtree(order.out / "checkpoints")
+    (cost,) = composed(_spent(plan, folder))
+    assert cost.sum_epsilon is None
+
+
+def test_processes_share_the_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given: list[int] = []
+    plan, _ = Plan.load(wards(tmp_path, grid=GRID))
+    monkeypatch.setattr(
+        sweeping, "_work", lambda orders, watch, size: given.extend(order.computing.processes for order in orders)
+    )
+    folder = SweepFolder(root=tmp_path / "out")
+    with folder.begin(plan), choose_sweep_view(json_lines=True) as view:
+        sweep(plan, folder, processes=8, view=view)
+    assert given == [2, 2]  # no more than there are runs
 
 
 def test_a_finished_job_is_not_run_again(work: Path, finished: Path) -> None:

@@ -40,7 +40,8 @@ def finish(folder: SweepFolder, plan: Plan, number: int, accuracy: float) -> Non
 def swept(tmp_path: Path) -> tuple[Plan, SweepFolder]:
     plan, _ = Plan.load(wards(tmp_path, head="seeds = [0, 1, 2]", grid='"privacy.epsilon" = [1.0, 8.0]'))
     folder = SweepFolder(root=tmp_path / "out")
-    folder.begin(plan)
+    with folder.begin(plan):
+        pass
     return plan, folder
 
 
@@ -100,4 +101,4 @@ def test_values_of_several_types_become_json_texts(tmp_path: Path) -> None:
     rows = pyarrow.parquet.read_table(tmp_path / "t.parquet").to_pylist()
     assert rows == [{"a": '["query"]', "b": 1.0, "c": None}, {"a": '"x"', "b": 2.5, "c": None}]
     with pytest.raises(OutputError, match="cannot write"):
-        write_table(tmp_path / "nowhere" / "t", [{"a": 1}])
+        write_table(tmp_path / "t.csv" / "t", [{"a": 1}])

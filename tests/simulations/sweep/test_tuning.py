@@ -44,7 +44,7 @@ def test_the_composition_of_the_events_never_exceeds_the_sum() -> None:
     for count in (1, 2, 5):
         held = [Spent(config=config(seed=seed), epsilons={"ward": 7.99}) for seed in range(count)]
         cost = composed(held)[0]
-        assert cost.pld_epsilon is not None
+        assert cost.pld_epsilon is not None and cost.sum_epsilon is not None and cost.sum_delta is not None
         assert cost.pld_epsilon <= cost.sum_epsilon
         events = [event for run in held for event in Quote.of(run.config.terms).events]
         assert cost.pld_epsilon == min(accounting.epsilon(events, delta=cost.sum_delta), cost.sum_epsilon)
@@ -75,6 +75,22 @@ def test_units_at_several_sites_add_up_over_sites() -> None:
     assert cost.sum_delta == pytest.approx(3e-5)
     assert cost.pld_epsilon is None
     assert "several sites" in sentences([cost], [split], per_site=False)[0]
+
+
+def test_no_figure_is_given_that_is_too_low_where_a_unit_may_lie_at_several_sites_all_count_or_there_is_none() -> None:
+    natural = config(
+        privacy={"unit": "patient"},
+        data={"train": "n.csv", "unit": "patient", "site": "ward"},
+        partition={"units": "split", "method": "natural"},
+    )
+    reserved = Quote.of(natural.terms).epsilon
+    ended = Spent(config=natural, epsilons={str(ward): 7.9 for ward in range(12)})
+    cost = composed([ended, Spent(config=natural, epsilons=None, sites=12)])[0]
+    assert cost.sum_epsilon == pytest.approx(12 * (7.9 + reserved))
+    assert cost.sum_delta == pytest.approx(24e-5)
+    cost = composed([ended, Spent(config=natural, epsilons=None)])[0]
+    assert cost.sum_epsilon is cost.sum_delta is cost.pld_epsilon is None
+    assert "What a patient has spent is not known: a run that did not end" in sentences([cost], [], per_site=False)[0]
 
 
 def test_units_of_different_kinds_are_not_added() -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from fedward_common.config import RunConfig
+from fedward_common.errors import OutputError
 from fedward_simulations.sweep import worker
 from fedward_simulations.sweep.plan import Plan
 from fedward_simulations.sweep.worker import Advanced, Bench, Ended, Failed, News, Order, kinship
@@ -93,6 +94,29 @@ def test_a_shared_model_and_data_give_the_same_bits_as_fresh_ones_also_after_a_s
     before = (stopped[0].out / "summary.json").stat().st_mtime_ns
     worker._perform(stopped[0], bench, news.append)
     assert (stopped[0].out / "summary.json").stat().st_mtime_ns == before
+
+
+def test_a_run_that_may_have_asked_a_site_stays_where_it_is(tmp_path: Path) -> None:
+    plan, _ = Plan.load(wards(tmp_path))
+    (order,) = orders(tmp_path, plan, out="runs")
+
+    def stop(item: News) -> None:
+        if item == Advanced(order.name, 2):  # the second round is done, and only the first has its checkpoint
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        worker._perform(order, Bench(), stop)
+    newest = max((order.out / "checkpoints").iterdir())
+    (newest / "state.json").write_text("{}")
+    before = {path: path.read_bytes() for path in order.out.rglob("*") if path.is_file()}
+    with pytest.raises(OutputError, match="is corrupt") as error:
+        worker._perform(order, Bench(), lambda item: None)
+    assert "remove it to continue from" in error.value.hint
+    (order.out / "bundle" / "bundle.json").unlink()
+    with pytest.raises(OutputError, match="no readable run bundle"):
+        worker._perform(order, Bench(), lambda item: None)
+    del before[order.out / "bundle" / "bundle.json"]
+    assert {path: path.read_bytes() for path in order.out.rglob("*") if path.is_file()} == before
 
 
 def test_figures_by_site_are_of_records_that_no_site_trained_on(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ the data was opened is spent, and holds its run at this site until the site's ow
 from __future__ import annotations
 
 import hashlib
+import logging
 import threading
 import time
 from collections.abc import Callable, Generator
@@ -44,6 +45,7 @@ __all__ = ["Answering", "MemoryOutbox", "Replies", "Site"]
 
 Answering: TypeAlias = Generator[LocalWork, LocalResult, bytes]  # at most one work out, its result in; then the reply
 
+LOG = logging.getLogger(__name__)
 ABOUT = ("run_id", "round", "plan_id", "adapter_digest")  # what an audit line says of a plan
 
 
@@ -161,6 +163,11 @@ class Site:
         with self._lock:
             reply = yield from self._answer(data)
             return reply
+
+    def check_usable(self) -> None:
+        """Raise where the disk refused a write of the books: from then on every plan is answered ``unavailable``."""
+        self._ledger.check_usable()
+        self._audit.check_usable()
 
     # ---- verify and admit: public things alone -----------------------------------------
     def _answer(self, data: bytes) -> Answering:
@@ -293,7 +300,8 @@ class Site:
     def _refuse(self, plan: RoundPlan | None, code: Code, reason: str) -> bytes:
         try:
             self._write(Kind.REFUSAL, plan, code=code.value, reason=reason[:LONGEST_REASON])
-        except Exception:  # what cannot be written down is answered with nothing but the code that says nothing
+        except Exception as error:  # what cannot be written down is answered with the code that says nothing
+            LOG.error("a refusal could not be written down: %s; it was: %s", reason_of(error), reason)
             code = Code.UNAVAILABLE
         return self._gate.refusal(plan, code)
 

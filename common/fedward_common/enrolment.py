@@ -53,6 +53,11 @@ class Enrolment:
         return cls(name=name, node_key=node, signing_key=signing.public_key(), signature=signature)
 
     @property
+    def node_public_key(self) -> str:
+        """The courier's key in OpenSSH's form."""
+        return _ssh(self.node_key)
+
+    @property
     def node_fingerprint(self) -> str:
         """Of the courier's key, as ``ssh-keygen -l`` shows it."""
         return node_fingerprint(self.node_key)

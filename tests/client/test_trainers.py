@@ -8,12 +8,16 @@ from typing import Any, cast
 import numpy as np
 import pytest
 
+from fedward_client import trainers
 from fedward_client.data import Records
+from fedward_client.installation.opening import open_site
 from fedward_client.tables import read_table
 from fedward_client.trainers import Flags, SiteTrainers
-from fedward_common.config import DataConfig, Pooling
+from fedward_common.config import DataConfig, ModelConfig, Pooling
+from fedward_common.modeling.base import Base, load_base
 from fedward_common.privacy.randomness import SecureRandom
 from fedward_common.round import RoundPlan
+from support.hospital import PLAIN, Hospital
 
 LABELS = ("lung", "skin")
 PLAN = cast(RoundPlan, SimpleNamespace(terms=SimpleNamespace(metrics=SimpleNamespace(validation_fraction=0.5))))
@@ -88,3 +92,18 @@ def test_without_an_id_column_labels_are_counted_and_no_text_is_read(
     assert trainers_of(str(file)).units() == (None, 2)
     assert trainers_of(str(file), unit="id").units() == (("a", "b"), 2)
     assert asked == [("organ",), ("id",)]
+
+
+def test_the_model_stays_loaded_between_rounds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded: list[ModelConfig] = []
+
+    def counted(config: ModelConfig) -> Base:
+        loaded.append(config)
+        return load_base(config)
+
+    monkeypatch.setattr(trainers, "load_base", counted)
+    hospital = Hospital.make(tmp_path, stages=PLAIN)
+    with open_site(hospital.root) as site:
+        replies = [site.answer(hospital.plan_bytes(round=number)) for number in (1, 2)]
+    assert [hospital.code(reply) for reply in replies] == [None, None]
+    assert len(loaded) == 1

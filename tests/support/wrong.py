@@ -25,8 +25,10 @@ from typing import Any
 from fedward_client.courier.faults import State
 from fedward_client.courier.folder import CourierFile, CourierFolder
 from fedward_client.courier.status import Status
+from fedward_client.door.place import SERVING
 from fedward_common.enrolment import Enrolment
 from fedward_common.files import rewrite
+from fedward_common.machine.holding import hold
 from fedward_server.deployment.flower import Control
 from fedward_server.deployment.folder import OperatorFolder
 from fedward_server.deployment.superlink import Upstream, healthy
@@ -154,7 +156,7 @@ class Country:
         """A site that has what the operator hands out, and that nobody enrolled yet."""
         with short_folder() as folder:
             root = open_site_folder(folder / name).root
-            with serving(root / "door") as served:
+            with serving(root / "door") as served, hold(root / SERVING):  # both as a trainer does
                 file = CourierFile.model_validate(
                     {
                         "schema": 1,

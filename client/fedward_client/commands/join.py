@@ -10,18 +10,19 @@ import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 
-from pydantic import ValidationError
+from pydantic import BaseModel, StrictStr, ValidationError
 
 from fedward_client.courier.folder import CourierFile, CourierFolder
 from fedward_client.door.place import Place
 from fedward_client.installation.folder import Folder
 from fedward_client.installation.keys import public_key_text, read_public_key
+from fedward_client.installation.site_file import DOCS
 from fedward_common.codec import key_fingerprint
 from fedward_common.enrolment import Enrolment
 from fedward_common.errors import ConfigError
 from fedward_common.files import rewrite
 from fedward_common.report import Report, rows
-from fedward_common.strict import explain
+from fedward_common.strict import explain, read_text
 
 __all__ = ["Invitation", "join"]
 
@@ -62,6 +63,7 @@ def join(folder: Folder, invitation: Invitation) -> Report:
         "courier": str(courier.path),
         "enrolment": str(target),
         "node_fingerprint": enrolment.node_fingerprint,
+        "node_public_key": enrolment.node_public_key,
         "server": courier.file.server,
         "signing_fingerprint": enrolment.signing_fingerprint,
     }
@@ -73,8 +75,10 @@ def join(folder: Folder, invitation: Invitation) -> Report:
             ),
             ("operator key", f"{read_operator_key(invitation.operator_key)}  (the operator reads it to you)"),
             ("send", f"{target}  (public; the operator enrols it)"),
-            ("node key", enrolment.node_fingerprint),
-            ("signing key", enrolment.signing_fingerprint),
+            ("node key", enrolment.node_public_key),
+            ("  fingerprint", enrolment.node_fingerprint),
+            ("signing key", public_key_text(enrolment.signing_key)),
+            ("  fingerprint", enrolment.signing_fingerprint),
         ]
     )
     compare = "compare all three fingerprints with the operator on another channel, for instance by telephone"
@@ -84,14 +88,35 @@ def join(folder: Folder, invitation: Invitation) -> Report:
 def _agree_on_operator(folder: Folder, given: str) -> str:
     """The site's name, once the site file and what was typed name one operator."""
     wanted = read_operator_key(given)
-    table = tomllib.loads(folder.site_file.read_text(encoding="utf-8"))
-    held = table.get("coordinator", {}).get("public_key")
-    if held is not None and key_fingerprint(read_public_key(str(held))) != wanted:
+    begun = _begun(folder.site_file)
+    held = begun.coordinator.public_key
+    if held is not None and key_fingerprint(read_public_key(held)) != wanted:
         raise ConfigError(
             "site.toml names another operator than --operator-key",
             hint="one site answers one operator: set coordinator.public_key, or make another site",
         )
-    return str(table["name"])
+    return begun.name
+
+
+class _Coordinator(BaseModel):
+    public_key: StrictStr | None = None
+
+
+class _Begun(BaseModel):
+    """What joining needs of a site file, whose other keys may still wait to be filled in."""
+
+    name: StrictStr
+    coordinator: _Coordinator = _Coordinator()
+
+
+def _begun(site_file: Path) -> _Begun:
+    text = read_text(site_file, what="the site file", hint=DOCS)
+    try:
+        return _Begun.model_validate(tomllib.loads(text))
+    except ValidationError as error:
+        raise explain(error, source="site.toml", model=_Begun, docs=DOCS) from None
+    except ValueError as error:  # TOMLDecodeError, or an integer of thousands of digits
+        raise ConfigError(f"site.toml is not TOML: {error}", hint=DOCS) from None
 
 
 def read_operator_key(given: str) -> str:

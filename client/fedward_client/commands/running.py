@@ -22,11 +22,12 @@ from fedward_client.commands.join import COURIER
 from fedward_client.courier.folder import CourierFolder
 from fedward_client.courier.status import Status
 from fedward_client.door.credentials import Pair
-from fedward_client.door.place import Place, listening
+from fedward_client.door.place import SERVING, Place
 from fedward_client.installation.folder import Folder
 from fedward_common.errors import ConfigError, FedwardError, InputError, OutputError
 from fedward_common.files import make_private_folder, read_json
 from fedward_common.machine.holding import Stop, hold, holder, stop
+from fedward_common.machine.keeper import State
 from fedward_common.machine.life import Child
 from fedward_common.machine.processes import Ended, Supervisor
 from fedward_common.report import Report, counted, rows
@@ -36,6 +37,7 @@ __all__ = ["check_door", "halt", "start", "start_in_background", "status"]
 LOCK, PROCESSES, LOGS = "start.lock", "processes.json", "logs"
 STOP_WITHIN_S = 90.0  # a round that is being trained may end first
 UP_WITHIN_S = 120.0
+OPEN_WITHIN_S = 600.0  # libraries from a slow disk, and books of many years
 TAIL = 64 * 1024
 KEPT = ("PATH", "HOME", "LANG", "LC_ALL", "LC_CTYPE", "TZ", "TMPDIR")
 FOR_TRAINING = ("OMP_NUM_THREADS", "OMP_WAIT_POLICY", "CUDA_VISIBLE_DEVICES", "LD_LIBRARY_PATH")
@@ -63,7 +65,10 @@ def start(root: Path, courier: Path | None) -> Report:
 
 
 def start_in_background(root: Path, courier: Path | None) -> Report:
-    """``start`` in a process that outlives the terminal, once both its processes run.
+    """``start`` in a process that outlives the terminal.
+
+    Guarantees:
+      - When this returns, the trainer takes plans and the courier runs.
 
     Raises:
       FedwardError: as ``start``, or they did not come up.
@@ -93,32 +98,32 @@ def status(root: Path, courier: Path | None) -> Report:
     """How both processes are, what the link is like, and which runs are held.
 
     Returns:
-      A report; its ``problem`` says that the site does not run, or does not reach the operator.
+      A report; its ``problem`` says that the site does not run, does not reach the operator, or that this account
+      cannot see whether it does.
     """
     folder, carrier = Folder.open(root), _courier_of(root, courier)
-    pid, link = holder(folder.root / LOCK), CourierFolder.status(carrier)
+    pid, serving, held = holder(folder.root / LOCK), _serving(folder), _held(folder)
+    link, unseen = _courier(carrier)
     children = _processes(folder, of=pid)
-    serving = listening(Place.at_site(folder.root).socket)
-    held = _held(folder)
     facts = {
         "command": "status",
         "courier": None if link is None else json.loads(link.to_json()),
         "held_runs": None if held is None else list(held),
         "pid": pid,
         "processes": children,
-        "trainer_listens": serving,
+        "takes_plans": serving,
     }
     lines = rows(
         [
             ("site", f"running, process {pid}" if pid else "not started by `fedward-client start`"),
             *((str(child["name"]), _life(child)) for child in children),
-            ("plans", "are taken" if serving else "are not taken: the trainer does not answer"),
-            ("link", _link(link) if link else _no_courier(folder)),
+            ("plans", "are taken" if serving else "are not taken: no trainer has opened the site"),
+            ("link", _link(link) if link else unseen or _no_courier(folder)),
             *([("courier held by", ", ".join(link.confined) or "nothing but the account")] if link else []),
             ("held runs", "not known while the trainer runs" if held is None else ", ".join(held) or "none"),
         ]
     )
-    return Report(facts=facts, lines=lines, problem=_problem(root, pid, serving, link))
+    return Report(facts=facts, lines=lines, problem=_problem(root, pid, serving, link, unseen))
 
 
 def halt(root: Path) -> Report:
@@ -140,7 +145,7 @@ def halt(root: Path) -> Report:
 @contextmanager
 def _children(folder: Folder, carrier: Path) -> Iterator[tuple[Child, ...]]:
     """Trainer first; each gets its half of keys that were made for this start alone."""
-    pair, place = Pair.make(), Place.at_site(folder.root)
+    pair = Pair.make()
     halves = (pair.trainer.to_fd(), pair.courier.to_fd())
     try:
         yield (
@@ -150,8 +155,8 @@ def _children(folder: Folder, carrier: Path) -> Iterator[tuple[Child, ...]]:
                 env=_environment(*KEPT, *FOR_TRAINING),
                 pass_fds=halves[:1],
                 log=folder.root / LOGS / "trainer.jsonl",
-                ready=partial(listening, place.socket),
-                ready_limit_s=UP_WITHIN_S,
+                ready=partial(_serving, folder),
+                ready_limit_s=OPEN_WITHIN_S,
                 grace_s=STOP_WITHIN_S,
             ),
             Child(
@@ -226,7 +231,8 @@ def _life(child: dict[str, Any]) -> str:
     restarts = int(child.get("restarts", 0))
     again = f", restarted {counted(restarts, 'time', 'times')}" if restarts else ""
     process = f", process {child['pid']}" if child.get("pid") else ""
-    return f"{child.get('state')}{process}{again}"
+    why = f": {child['reason']}" if child.get("reason") and child.get("state") != State.RUNNING else ""
+    return f"{child.get('state')}{process}{again}{why}"
 
 
 def _no_courier(folder: Folder) -> str:
@@ -234,10 +240,25 @@ def _no_courier(folder: Folder) -> str:
     return f"no courier runs: {told}" if told else "no courier runs"
 
 
+def _serving(folder: Folder) -> bool:
+    return holder(folder.root / SERVING) is not None
+
+
+def _courier(carrier: Path) -> tuple[Status | None, str]:
+    """What the courier says of itself, or why nothing of it can be seen from here."""
+    try:
+        carrier.stat()
+        return CourierFolder.status(carrier), ""
+    except OSError as error:
+        return None, f"cannot be seen: {carrier}: {error.strerror}"
+    except OutputError as error:
+        return None, f"cannot be seen: {error}"
+
+
 def _link(link: Status) -> str:
     since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(link.since))
-    why = f": {link.reason}; {link.hint}" if link.reason else ""
-    return f"{link.state.value} ({link.server}) since {since}{why}"
+    why = "; ".join(text for text in (link.reason, link.hint) if text)
+    return f"{link.state.value} ({link.server}) since {since}{why and f': {why}'}"
 
 
 def _held(folder: Folder) -> tuple[str, ...] | None:
@@ -262,11 +283,17 @@ def check_door(carrier: CourierFolder, place: Place) -> None:
         )
 
 
-def _problem(root: Path, pid: int | None, serving: bool, link: Status | None) -> FedwardError | None:
+def _problem(root: Path, pid: int | None, serving: bool, link: Status | None, unseen: str) -> FedwardError | None:
     if pid and not (serving and link):
         return InputError("one of the site's processes is down", hint=f"it is started again; see {root / LOGS}")
+    if serving and unseen:
+        return InputError(
+            f"the courier {unseen}", hint=f"with two accounts, as root: fedward-client status {root} --courier DIR"
+        )
     if not serving or link is None:
-        return InputError("the site does not run", hint=f"fedward-client start {root}")
+        return InputError(
+            "the site does not run", hint=f"fedward-client start {root}; with two accounts, systemctl start both units"
+        )
     if link.reason:
         return InputError(f"the link is {link.state.value}: {link.reason}", hint=link.hint or "it is tried again")
     return None

@@ -8,6 +8,7 @@ Example:
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterable, Iterator
 from enum import StrEnum
 
@@ -60,19 +61,19 @@ def joined(size: int, parts: Iterable[bytes]) -> bytes:
     """Put a message together whose announced size the caller has found small enough.
 
     Guarantees:
-      - Never more than the announced size is kept.
+      - Never more than the announced size is kept, and once.
 
     Raises:
       MalformedMessage: the parts are not of the announced size.
     """
-    whole = bytearray()
+    whole = io.BytesIO()
     for part in parts:
-        if not part or len(part) > PART_BYTES or len(whole) + len(part) > size:
+        if not part or len(part) > PART_BYTES or whole.tell() + len(part) > size:
             raise _malformed()
-        whole += part
-    if len(whole) != size:
+        whole.write(part)
+    if whole.tell() != size:
         raise _malformed()
-    return bytes(whole)
+    return whole.getvalue()  # its own buffer, and no copy of it
 
 
 def _malformed() -> MalformedMessage:

@@ -26,7 +26,10 @@ from typing import Self
 
 from fedward_common.errors import InputError, OutputError, PrivacyError
 
-__all__ = ["Place", "listening"]
+__all__ = ["SERVING", "Place", "listening"]
+
+SERVING = "serving"
+"""In the site's folder: a lock that the trainer holds while it takes plans."""
 
 FOLDER, SOCKET, HALF = "door", "door.sock", "courier.pem"
 LONGEST_PATH = 107  # bytes, of struct sockaddr_un, without the zero at its end

@@ -6,6 +6,7 @@
       books/        ledger.jsonl  ledger.head  audit.jsonl  audit.head  units/  outbox/  commitments/
       models/       FINGERPRINT/  base models that plans may name
       lock          held by whichever process writes
+      serving       held by a trainer that takes plans
 
 Nothing here reads data or loads a model.
 
@@ -87,7 +88,13 @@ class Folder:
           PrivacyError: it is open to other accounts.
         """
         folder = cls(root)
-        if not folder.site_file.is_file():
+        try:
+            there = folder.site_file.is_file()
+        except PermissionError:
+            raise OutputError(
+                f"this account may not look into {root}", hint="run as the account that owns it, or as root"
+            ) from None
+        if not there:
             raise OutputError(
                 f"there is no site in {root}", hint="give its folder, or make one: fedward-client init DIR"
             )
@@ -294,8 +301,11 @@ def _hold(descriptor: int, root: Path) -> None:
     else:
         holder = os.pread(descriptor, 32, 0).decode("ascii", "replace").strip() or "unknown"
         raise OutputError(f"{root} is in use by process {holder}", hint="stop it first, or wait until it ends")
-    os.ftruncate(descriptor, 0)
-    os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+    try:
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+    except OSError as error:
+        raise OutputError(f"cannot lock {root}: {error.strerror}", hint="check the free disk space") from None
 
 
 def check_budget(asked: Budget, opened: Budget) -> None:

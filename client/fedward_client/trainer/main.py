@@ -3,6 +3,8 @@
     door's folder -> network left, core dumps off, sockets forbidden -> proven from inside, or refused
           -> socket bound, NOT_SERVING -> site opened: books, models -> SERVING -> SIGTERM -> books closed
 
+While it serves it holds ``DIR/serving``: whoever wants to know whether plans are taken asks for that lock's holder.
+
 Nothing of the site but its door's folder is looked at before the process is cut off. Where neither mechanism holds, it
 ends with code 2, unless the site file waives ``allow_network`` by name; every certificate and update then says so.
 
@@ -10,6 +12,9 @@ SIGTERM and SIGINT end it within a bound. The socket is closed at once, so the m
 that is being trained may go on for 60 s and is stored; its reply is handed over after the next start. A longer one is
 cut off: the process ends with code 3, and the round counts as failed, which holds its run until the site's operator
 clears it. ``kill -9`` does the same at once.
+
+Where the disk refuses a write of the books, they take no more. Then the process ends with code 1, at the time at which
+the reply was due, and without it: the next start opens the books anew, and the courier brings the same plan again.
 
 It logs JSON lines to stderr: fedward's own, without the texts of unknown errors. Of libraries nothing is written, since
 their warnings may tell of a record. Exit codes: 0 ended on request, 1 what a restart may mend (a folder in use, a full
@@ -25,20 +30,22 @@ import signal
 import sys
 import threading
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fedward_client.door.place import Place
+from fedward_client.door.place import SERVING, Place
 from fedward_client.trainer.isolation import Isolation, isolate
-from fedward_common.errors import FedwardError, InputError, OutputError, PrivacyError
+from fedward_common.errors import BudgetError, FedwardError, InputError, OutputError, PrivacyError
+from fedward_common.machine.holding import hold
 from fedward_common.machine.logs import json_logging
 
 if TYPE_CHECKING:
     from fedward_client.door.credentials import Half
     from fedward_client.installation.site_file import SiteFile
+    from fedward_client.round import Site
 
 __all__ = ["AGAIN", "ALLOW_NETWORK", "CUT_OFF", "GRACE_S", "WRONG", "main"]
 
@@ -129,18 +136,46 @@ def _serve(root: Path, file: SiteFile, place: Place, half: Half) -> int:
             from fedward_client.installation.opening import open_site  # imports torch: health answers meanwhile
 
             with open_site(root) as site:
-                turns = Turns(site.answer, Slots.of(file.network))
+                turns = Turns(_while_usable(site), Slots.of(file.network), after=lambda: _look(site, asked))
                 if not asked.is_set():
-                    server.open(turns)
-                    LOG.info("serving at %s", place.socket)
-                asked.wait()
+                    with hold(root / SERVING):
+                        server.open(turns)
+                        LOG.info("serving at %s", place.socket)
+                        asked.wait()
                 server.close()
                 if not turns.close(grace_s=GRACE_S):
                     _cut_off()
+                _check_books(site)
         finally:
             server.close()
     LOG.info("ended")
     return 0
+
+
+def _while_usable(site: Site) -> Callable[[bytes], bytes]:
+    def answer(data: bytes) -> bytes:
+        reply = site.answer(data)
+        _check_books(site)  # a process that has opened them anew is to answer this plan
+        return reply
+
+    return answer
+
+
+def _look(site: Site, asked: threading.Event) -> None:
+    try:
+        _check_books(site)
+    except OutputError:
+        asked.set()
+
+
+def _check_books(site: Site) -> None:
+    try:
+        site.check_usable()
+    except BudgetError:
+        raise OutputError(
+            "the disk refused a write of the books: this process ends, so that they are opened anew",
+            hint="free disk space, or mend the disk; the site goes on by itself",
+        ) from None
 
 
 def _cut_off() -> None:

@@ -73,14 +73,17 @@ class Turns:
       - No place becomes free before a reply is due.
     """
 
-    def __init__(self, answer: Callable[[bytes], bytes], slots: Slots) -> None:
+    def __init__(
+        self, answer: Callable[[bytes], bytes], slots: Slots, *, after: Callable[[], None] = lambda: None
+    ) -> None:
         """Start the thread.
 
         Args:
           answer: the site's.
           slots: when replies are due.
+          after: called after each turn: no earlier than its reply was due.
         """
-        self._answer, self._slots = answer, slots
+        self._answer, self._slots, self._after = answer, slots, after
         self._lock, self._taken = threading.Lock(), 0
         self._closing = threading.Event()
         self._queue: queue.SimpleQueue[Turn | None] = queue.SimpleQueue()
@@ -126,6 +129,7 @@ class Turns:
                 turn.reply = self._work(turn)
                 with self._lock:
                     self._end(turn)
+                self._after()
 
     def _begin(self, turn: Turn) -> bool:
         with self._lock:

@@ -57,13 +57,16 @@ def hold(path: Path) -> Iterator[None]:
 
     Raises:
       InputError: another process holds it.
-      OutputError: the file cannot be made.
+      OutputError: the file cannot be made or written.
     """
     descriptor = _open(path, FLAGS | os.O_CREAT)
     try:
         _lock(descriptor, path)
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+        try:
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+        except OSError as error:
+            raise OutputError(f"cannot write {path}: {error.strerror}", hint="check the free disk space") from None
         try:
             yield
         finally:
@@ -80,10 +83,11 @@ def holder(path: Path) -> int | None:
       - A number that a dead process left in the file is not reported, even if another process has it now.
 
     Raises:
-      OutputError: the file is there and cannot be opened.
+      OutputError: this account cannot open the file, or cannot see whether it is there.
     """
-    if not path.exists():
-        return None
+    with contextlib.suppress(PermissionError):  # opening it says more
+        if not path.exists():
+            return None
     descriptor = _open(path, FLAGS)
     try:
         return _number(descriptor) if _is_held(descriptor) else None

@@ -50,7 +50,7 @@ class Child:
     log: Path | None = None
     """Takes what the child writes to stdout and stderr; None leaves the supervisor's own."""
     log_bytes: int = 10_000_000
-    """At this size the log is moved to LOG.1, which is overwritten."""
+    """At this size the log is moved to LOG.1, which is overwritten. Where the disk takes no copy, it is cut anyway."""
     ready: Callable[[], bool] | None = None
     """Whether the next child may start; None is at once."""
     ready_limit_s: float = 60.0
@@ -135,7 +135,8 @@ class Life:
         if self._log is None or self._child.log is None or os.fstat(self._log).st_size < self._child.log_bytes:
             return
         # copied and cut, since the child keeps writing to the same open file, always at its end
-        shutil.copy(self._child.log, self._child.log.with_name(f"{self._child.log.name}.1"))
+        with contextlib.suppress(OSError):  # on a full disk room matters more than old lines
+            shutil.copy(self._child.log, self._child.log.with_name(f"{self._child.log.name}.1"))
         os.ftruncate(self._log, 0)
         self._written = 0
 

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from fedward_common.errors import InputError
+from fedward_common.errors import InputError, OutputError
 from fedward_common.files import rewrite_json
 from fedward_common.machine.keeper import Backoff, Keeper, State
 from fedward_common.machine.life import Child, Life
@@ -78,10 +78,11 @@ class Supervisor:
           - A child starts only when all former ones are ready; one that ends is started again.
           - When this returns or raises, no child runs: each got SIGTERM, in reverse order, and after its grace SIGKILL.
           - A second signal ends the grace of all.
-          - The status file is whole at every instant, and says the last change.
+          - The status file is whole at every instant, and says the last change as soon as the disk takes it: a full
+            one ends no child.
 
         Raises:
-          OutputError: the status file cannot be written.
+          OutputError: the status file cannot be written at the start.
         """
         with self._signals():
             try:
@@ -121,8 +122,15 @@ class Supervisor:
 
     def _tell(self) -> None:
         reports = [keeper.report() for keeper in self._keepers]
-        if self._status is not None and reports != self._told:
-            rewrite_json(self._status, {"version": STATUS_VERSION, "pid": os.getpid(), "children": reports})
+        if reports == self._told:
+            return
+        try:
+            if self._status is not None:
+                rewrite_json(self._status, {"version": STATUS_VERSION, "pid": os.getpid(), "children": reports})
+        except OutputError:
+            if self._told is None:  # a folder that is wrong from the start
+                raise
+            return  # said again at the next tick
         self._told = reports
 
     @contextmanager

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from fedward_client.door import parts
 from fedward_client.door.parts import PART_BYTES, announced, joined
 from fedward_common.errors import MalformedMessage
+from support.memory import traced
 
 
 @given(st.integers(0, 3), st.integers(-2, 2))
@@ -35,6 +36,14 @@ def test_what_is_announced_and_parted_is_joined_again(whole: int, more: int) -> 
 def test_parts_that_are_not_what_was_announced_are_refused(size: int, pieces: list[bytes]) -> None:
     with pytest.raises(MalformedMessage):
         joined(size, pieces)
+
+
+def test_what_is_joined_is_kept_once() -> None:
+    size, pieces = 32 * PART_BYTES, (bytes([number]) * PART_BYTES for number in range(32))
+    with traced() as peak:
+        whole = joined(size, pieces)
+        assert peak() < 1.3 * size
+    assert len(whole) == size
 
 
 def test_never_more_than_the_announced_size_is_kept() -> None:

@@ -13,6 +13,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import warnings
 from collections.abc import Iterator
@@ -239,8 +240,14 @@ def test_a_disk_that_refuses_ends_the_process_and_the_next_one_answers_the_same_
 
     with ThreadPoolExecutor(1) as calls:
         call = calls.submit(ask)
+        late = threading.Timer(
+            60, os.kill, (os.getpid(), signal.SIGTERM)
+        )  # or a trainer that goes on would do so for good
+        late.start()
         with pytest.raises(OutputError, match="opened anew"):
             trainer_main._serve(hospital.root, Folder.open(hospital.root).load_site(), place, half.trainer)
+        assert late.is_alive(), "it did not end by itself"
+        late.cancel()
         with pytest.raises(DoorClosed):  # so the courier asks again
             call.result(30)
     assert "No space left on device" in caplog.text

@@ -52,6 +52,16 @@ def test_the_site_answers_one_plan_at_a_time_always_in_the_same_thread() -> None
     assert turns.close(grace_s=5)
 
 
+def test_what_follows_a_turn_comes_no_earlier_than_its_reply_was_due() -> None:
+    over: list[float] = []
+    turns = Turns(
+        bytes.upper, Slots(release_at=ReleaseAt.SLOT, slot_s=0.5), after=lambda: over.append(time.monotonic())
+    )
+    turn = submitted(turns, b"a")
+    assert turn.wait(5) and turns.close(grace_s=5)
+    assert len(over) == 1 and over[0] >= turn.arrived + 0.5
+
+
 def test_at_most_so_many_plans_wait_and_the_next_one_is_sent_away() -> None:
     work = Work()
     turns = Turns(work, AT_ONCE)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import signal
@@ -15,6 +16,7 @@ import pytest
 from fedward_common.errors import InputError, OutputError
 from fedward_common.machine import holding
 from fedward_common.machine.holding import Stop, hold, holder, stop
+from support.accounts import another_account, needs_root
 
 HOLDING = """
 import signal, subprocess, sys, time
@@ -151,3 +153,22 @@ def test_a_symbolic_link_and_a_missing_folder_are_refused(path: Path) -> None:
         with pytest.raises(OutputError), hold(wrong):
             pass
     assert target.read_text() == "kept"
+
+
+@needs_root
+def test_a_lock_in_another_account_s_folder_is_an_error_with_a_hint(path: Path) -> None:
+    path.parent.chmod(0o700)
+    with another_account(), pytest.raises(OutputError, match="Permission denied") as caught:
+        holder(path)
+    assert "the account that owns the folder" in caught.value.hint
+
+
+def test_a_full_disk_is_an_error_with_a_hint(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "pwrite", full)
+    with pytest.raises(OutputError, match="No space left") as caught, hold(path):
+        pytest.fail("it is held")
+    assert "free disk space" in caught.value.hint
+    assert holder(path) is None

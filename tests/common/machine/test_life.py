@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import errno
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -150,6 +152,20 @@ def test_the_log_is_bounded_while_the_child_writes(begin: Begin, tmp_path: Path)
     assert log.stat().st_size < 2000
     assert not log.read_text().startswith("1\n")
     assert b"\0" not in log.read_bytes()  # it goes on at the new end
+
+
+def test_a_log_that_cannot_be_copied_is_cut_all_the_same(
+    begin: Begin, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(shutil, "copy", full)
+    log = tmp_path / "log"
+    life = begin("i=0; while [ $i -lt 100 ]; do i=$((i+1)); echo $i; done; echo; sleep 30", log=log, log_bytes=200)
+    until(lambda: log.stat().st_size >= 200)
+    assert life.ended() is None
+    assert log.stat().st_size < 200
 
 
 def test_a_code_in_the_log_counts_only_if_this_life_wrote_it(begin: Begin, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -155,6 +156,32 @@ def test_a_status_file_that_cannot_be_written_leaves_no_child_behind(tmp_path: P
     pids.extend(one["pid"] for one in supervisor._told or [] if one["pid"])  # type: ignore[misc]
     assert not supervisor._keepers[0].alive
     assert not pids
+
+
+def test_a_status_file_that_cannot_be_written_later_ends_no_child_and_is_written_when_it_can_be(tmp_path: Path) -> None:
+    folder, log = tmp_path / "state", tmp_path / "log"
+    folder.mkdir()
+    status = folder / "status.json"
+
+    def told() -> list[str]:
+        return [one["state"] for one in json.loads(status.read_text())["children"]]
+
+    children = [
+        trapping("a", log, ready=lambda: "a up" in lines(log)),
+        trapping("b", log, ready=lambda: gone_away(folder)),
+    ]
+    stop = When(
+        (lambda: "b up" in lines(log) and not folder.exists(), folder.mkdir),
+        (lambda: status.exists() and told() == ["running", "running"], signal_me(signal.SIGTERM)),
+    )
+    assert Supervisor(children, status=status, sleep=stop).run() == Ended(None, 0)
+    assert lines(log) == ["a up", "b up", "b asked", "a asked"]
+
+
+def gone_away(folder: Path) -> bool:
+    """Take a folder away, once; whether it is gone."""
+    shutil.rmtree(folder, ignore_errors=True)
+    return True
 
 
 def test_children_die_with_a_supervisor_that_is_killed(tmp_path: Path) -> None:

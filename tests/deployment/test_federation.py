@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 
@@ -17,10 +18,17 @@ from fedward_common.privacy.ledger import Ledger
 from fedward_server.checkpoint import Checkpoints
 from support.canaries import found
 from support.deployed import NAMES, Deployed, Hospital, call
-from support.story import ROUNDS, Story, facts
+from support.story import ROUNDS, SLOT_S, STAGES, Story, facts, tell
 
 pytestmark = pytest.mark.slow
 OVERHEAD = 64 * 1024
+
+
+@pytest.fixture(scope="module")
+def story(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Story]:
+    """Told once; its processes end with these tests."""
+    with Deployed.make(tmp_path_factory.mktemp("fed"), stages=STAGES, slot_s=SLOT_S) as federation:
+        yield tell(federation)
 
 
 def finished_rounds(federation: Deployed) -> list[int]:
@@ -29,10 +37,10 @@ def finished_rounds(federation: Deployed) -> list[int]:
 
 def test_every_round_is_finished_once_whatever_was_killed(story: Story) -> None:
     assert finished_rounds(story.federation) == list(range(1, ROUNDS + 1))
-    assert set(story.killed) == {"gateway", "superlink", "conductor", "courier", "trainer"}
+    assert set(story.killed) == {"gateway", "superlink", "conductor", "server", "courier", "trainer"}
 
 
-@pytest.mark.parametrize("process", ["gateway", "superlink", "conductor", "courier", "trainer"])
+@pytest.mark.parametrize("process", ["gateway", "superlink", "conductor", "server", "courier", "trainer"])
 def test_the_run_goes_on_after_kill_9_of(story: Story, process: str) -> None:
     number, _ = story.killed[process]
     row = next(row for row in story.federation.rounds() if row["round"] == number and not row["abandoned"])

@@ -1,6 +1,6 @@
 """The story that the deployment's tests read: one federation, one run, one fault after the other, all for real.
 
-Told once a session; each test looks at one claim. What happened is kept as plain values and as the folders on disk.
+Told once; each test looks at one claim. What happened is kept as plain values and as the folders on disk.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from typing import Any
 from support.deployed import Deployed, Hospital, call, wait_until
 
 STAGES: tuple[dict[str, Any], ...] = (
-    {"name": "head", "train": ["head"], "rounds": 12, "sampling_rate": 1.0, "evaluate_every": 1},
+    {"name": "head", "train": ["head"], "rounds": 14, "sampling_rate": 1.0, "evaluate_every": 1},
     # forward and backward through the whole model: long enough to be killed in the middle of it
     {"name": "adapter", "train": ["adapter"], "rounds": 18, "sampling_rate": 0.5, "server_learning_rate": 0.0002},
 )
-ROUNDS = 30
+ROUNDS = 32
 SLOT_S = 2
 CUT_S = 90.0
 
@@ -58,6 +58,7 @@ def tell(federation: Deployed) -> Story:
     _kill(story, "gateway", lambda: federation.pid("gateway"))
     _kill(story, "superlink", lambda: federation.pid("superlink"))
     _kill(story, "conductor", lambda: conductor_of(federation))
+    _kill_the_whole_server(story)
     _kill_mid_upload(story, "ghr")
     _cut_the_network(story, "ninds")
     _kill_mid_step(story, story.held_run_site)
@@ -89,6 +90,27 @@ def _kill(story: Story, process: str, pid: Callable[[], int]) -> None:
     wait_until(f"another {process}", lambda: pid() != victim, seconds=60)
     federation.wait_for_round(number, seconds=120)
     story.killed[process] = (number, federation.finished())
+
+
+def _kill_the_whole_server(story: Story) -> None:
+    """Kill -9 of ``fedward-server start`` within a round: all its processes go with it. Then it is typed again."""
+    federation = story.federation
+    number, children = _mid_round(federation), [federation.pid(name) for name in ("superlink", "desk", "gateway")]
+    children.append(conductor_of(federation))
+    process = federation.commands["server"].process
+    process.kill()
+    process.wait()
+    wait_until("none of its processes is left", lambda: not any(map(_runs, children)), seconds=30)
+    federation.start_server()
+    federation.wait_for_round(number, seconds=120)
+    story.killed["server"] = (number, federation.finished())
+
+
+def _runs(pid: int) -> bool:
+    try:
+        return "State:\tZ" not in Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return False
 
 
 def _mid_round(federation: Deployed) -> int:

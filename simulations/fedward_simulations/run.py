@@ -242,16 +242,14 @@ def serving(
         nodes = node_ids(population.sites)
         yield InProcessGrid(client_app(door_of), nodes, ahead=doors), nodes, population
         return
-    from fedward_simulations.ray.engine import RaySites
-    from fedward_simulations.ray.sites import Description
+    with computing.started() as ready:  # first of all: Ray looks at its settings as it is imported
+        from fedward_simulations.ray.engine import RaySites
+        from fedward_simulations.ray.sites import Description
 
-    told = Description.of(bench.prepared.bundle, bench.data, operator=operator.public_key(), keys=keys)
-    entries = {name: export(0) for name, export in population.exports.items()}
-    with (
-        computing.started() as ready,
-        RaySites.open(told, room=ready.room or {}, note=note, entries=entries) as sites,
-    ):
-        yield sites, sites.nodes, sites
+        told = Description.of(bench.prepared.bundle, bench.data, operator=operator.public_key(), keys=keys)
+        entries = {name: export(0) for name, export in population.exports.items()}
+        with RaySites.open(told, room=ready.room or {}, note=note, entries=entries) as sites:
+            yield sites, sites.nodes, sites
 
 
 def _epsilons(books: RaySites | Population, bundle: Bundle) -> dict[str, float]:

@@ -184,6 +184,17 @@ def run_file(folder: Path) -> Path:
 
 
 @has_ray
+@pytest.mark.slow
+def test_it_starts_twice_in_a_process() -> None:
+    code = (
+        "from fedward_simulations.ray.cluster import RayCluster, on_ray\n"
+        "for _ in range(2):\n    with on_ray(RayCluster()) as room: print(room['num_cpus'])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stdout.split() == ["1.0", "1.0"], done.stderr[-2000:]
+
+
+@has_ray
 def test_a_cluster_that_does_not_answer_is_one_error_line_in_time(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as mute:
         asked = ["run", str(run_file(tmp_path)), "--out", str(tmp_path / "out"), "--lines", "--engine", "ray"]

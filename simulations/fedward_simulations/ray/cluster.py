@@ -21,6 +21,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +71,8 @@ def on_ray(cluster: RayCluster) -> Iterator[Mapping[str, float]]:
     Guarantees:
       - Whatever ends this, every process that it started ends, and its files are removed.
       - A cluster that does not answer is an error within about 15 seconds.
+
+    Ray reads its settings once, as it is imported: nothing may import it before.
 
     Raises:
       InputError: Ray is not installed, does not start or does not answer, or nowhere is room for one worker.
@@ -150,6 +153,7 @@ def _check_answers(address: str) -> None:
         raise silent
 
 
+@cache  # Ray reads it once a process, whatever is set later
 def _token() -> dict[str, str]:
     # Ray listens on every address of the machine: without a token anybody near could run code in its workers
     return {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}

@@ -12,6 +12,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -97,7 +98,9 @@ def by(engine: Engine, *, clients: int = 0) -> Opener:
     return opened
 
 
-ENGINES: dict[str, Opener] = {engine.value: by(engine) for engine in Engine}
+ENGINES: dict[str, Opener] = {
+    engine.value: by(engine) for engine in Engine if engine is not Engine.RAY or find_spec("ray")
+}
 
 
 def measure(
@@ -110,7 +113,7 @@ def measure(
     """Time rounds of all engines in turn, after one of each that is not counted.
 
     Args:
-      engines: by name; ratios are those of ``ray`` over each.
+      engines: by name; ratios are those of ``ray`` over each, where it is installed.
       repeats: rounds of each.
       clients: in a round.
       model: the base; MiniLM without one.

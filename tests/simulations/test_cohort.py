@@ -248,3 +248,10 @@ def test_the_model_is_left_as_it_was(bench: Workbench) -> None:
     works = works_of(bench, (5, 6), training("adapter", "head", steps=2))
     results(works)
     assert not any("forward" in vars(module) for module in bench.prepared.model.modules())
+
+
+def test_large_sites_train_a_head_alone(bench: Workbench, monkeypatch: pytest.MonkeyPatch) -> None:
+    works = works_of(bench, (30, 40), training("head"), multiplier=ALMOST_NONE)
+    monkeypatch.setattr(engine, "LARGE_HEAD", 10)
+    monkeypatch.setattr(engine, "ClippedSums", None)  # the cohort's own way would need it
+    assert_same(results(works), [work.done() for work in works])

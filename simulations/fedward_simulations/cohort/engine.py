@@ -38,6 +38,7 @@ Drawn: TypeAlias = list[Ints]
 
 FEWEST_TOKENS = 64  # of a physical batch; below that the cohort is cut instead
 MOST_RECORDS = 4096  # of a physical batch
+LARGE_HEAD = 256  # expected units a site in a step of the head alone
 
 
 @dataclass(kw_only=True, eq=False)
@@ -72,7 +73,8 @@ class Cohort:
             groups.setdefault(_kind(work), []).append(number)
         for kind, numbers in groups.items():
             chosen = [works[number] for number in numbers]
-            found = self._parts(chosen) if kind is not None else [_alone(work) for work in chosen]
+            together = kind is not None and not _large_alone(chosen)
+            found = self._parts(chosen) if together else [_alone(work) for work in chosen]
             outcomes.update(zip(numbers, found, strict=True))
         return [outcomes[number] for number in range(len(works))]
 
@@ -120,6 +122,12 @@ def _kind(work: LocalWork) -> Hashable:
     if not isinstance(work.trainer, LocalTrainer):  # a stand-in that answers by itself
         return None
     return id(work.trainer.model), work.adapter.digest, work.training, work.step.clip_norm
+
+
+def _large_alone(works: Sequence[LocalWork]) -> bool:
+    # a head on cached features: from some hundred units a site on, its own matrices are as large as any
+    drawn = sum(work.step.sampling_rate * len(work.trainer.data.training_units) for work in works)
+    return works[0].training.groups == ("head",) and drawn > LARGE_HEAD * len(works)
 
 
 def _alone(work: LocalWork) -> Outcome:

@@ -16,7 +16,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import click
 import typer
 
+from fedward_common.cli import group
 from fedward_common.errors import DataError, FedwardError, InputError, OutputError, RoundAbandoned
+from fedward_common.report import complain
 from fedward_simulations.engines import BY_DEFAULT, Computing, Engine, Precision
 from fedward_simulations.ray.cluster import RayCluster
 
@@ -26,14 +28,8 @@ if TYPE_CHECKING:
 
 __all__ = ["main"]
 
-app = typer.Typer(
-    name="fedward-sim",
-    help="Simulate federated, differentially private LoRA fine-tuning over virtual sites on this machine.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    suggest_commands=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
+app = group(
+    "fedward-sim", "Simulate federated, differentially private LoRA fine-tuning over virtual sites on this machine."
 )
 
 Json = Annotated[bool, typer.Option("--json", help="One JSON object a line on stdout, the summary last.")]
@@ -244,7 +240,7 @@ def sweep(
             summary = run_sweep(plan, folder, processes=processes or file.processes, view=view, computing=computing)
         except KeyboardInterrupt:
             resuming = f"fedward-sim sweep {sweep_file} --out {out} --resume"
-            _complain("stopped; finished runs are kept, also rounds of the others", resuming, word="note")
+            complain("stopped; finished runs are kept, also rounds of the others", resuming, word="note")
             raise
     if summary["failed"]:
         raise typer.Exit(1)
@@ -382,7 +378,7 @@ def _interruptible(out: Path, work: Any) -> dict[str, Any]:
     try:
         summary: dict[str, Any] = work()
     except KeyboardInterrupt:
-        _complain("stopped; finished rounds are kept", f"fedward-sim run --resume {out}", word="note")
+        complain("stopped; finished rounds are kept", f"fedward-sim run --resume {out}", word="note")
         raise
     return summary
 
@@ -404,25 +400,21 @@ def _write(path: Path, text: str) -> None:
         raise OutputError(f"cannot write {path}: {error.strerror}", hint="give a folder that exists") from None
 
 
-def _complain(what: str, hint: str, *, word: str = "error") -> None:
-    sys.stderr.write(f"fedward: {word}: {what}\nhint: {hint}\n")
-
-
 def main() -> None:
     """Entry point: run a command and turn errors into two lines and an exit code."""
     try:
         code = app(standalone_mode=False, prog_name="fedward-sim")
     except RoundAbandoned as error:
-        _complain(str(error), error.hint)
+        complain(str(error), error.hint)
         sys.exit(1)
     except FedwardError as error:
-        _complain(str(error), error.hint)
+        complain(str(error), error.hint)
         sys.exit(2)
     except click.exceptions.NoArgsIsHelpError as error:
         typer.echo(error.format_message())
         sys.exit(2)
     except click.UsageError as error:
-        _complain(error.format_message(), f"{_command_of(error)} --help")
+        complain(error.format_message(), f"{_command_of(error)} --help")
         sys.exit(2)
     except (KeyboardInterrupt, click.Abort):
         sys.exit(130)

@@ -49,6 +49,8 @@ __all__ = [
     "choose_view",
     "print_columns",
     "print_metrics",
+    "shows_panels",
+    "write_line",
 ]
 
 FRAMES_PER_SECOND = 4
@@ -114,8 +116,13 @@ def choose_view(mode: OutputMode, *, stream: TextIO | None = None) -> RunView:
     out = stream or sys.stdout
     if mode is OutputMode.JSON:
         return JsonView(stream=out)
-    shows_panel = out.isatty() and os.environ.get("TERM") != "dumb" and (out.encoding or "").lower().startswith("utf")
-    return LiveView() if mode is OutputMode.AUTO and shows_panel else LineView(stream=out)
+    return LiveView() if mode is OutputMode.AUTO and shows_panels(out) else LineView(stream=out)
+
+
+def shows_panels(stream: TextIO) -> bool:
+    """Whether a stream is a terminal that can be drawn on."""
+    utf = (stream.encoding or "").lower().startswith("utf")
+    return stream.isatty() and os.environ.get("TERM") != "dumb" and utf
 
 
 class _Silent:
@@ -253,7 +260,7 @@ class LineView(_Silent):
             yield f"{verb}: {reasons(counts)}" if reasons(counts) else ""
 
     def _write(self, line: str) -> None:
-        _write_line(self._stream, printable(line).rstrip())
+        write_line(self._stream, printable(line).rstrip())
 
 
 class LiveView(_Silent):
@@ -368,17 +375,17 @@ class LiveView(_Silent):
 def print_columns(summary: Summary) -> None:
     """What ``inspect`` found in a file, as plain text of any width: nothing is cut."""
     for line in columns_lines(summary):
-        _write_line(sys.stdout, line)
+        write_line(sys.stdout, line)
 
 
 def print_metrics(metrics: Mapping[str, Any]) -> None:
     """What ``eval`` measured, as plain text of any width: nothing is cut."""
     for line in metrics_lines(metrics):
-        _write_line(sys.stdout, line)
+        write_line(sys.stdout, line)
 
 
-def _write_line(stream: TextIO, line: str) -> None:
-    # a stream that cannot spell a name shows its code points rather than ending a run
+def write_line(stream: TextIO, line: str) -> None:
+    """Write a line at once; a stream that cannot spell a name shows its code points rather than ending a run."""
     encoding = stream.encoding or "utf-8"
     stream.write(line.encode(encoding, "backslashreplace").decode(encoding) + "\n")
     stream.flush()

@@ -5,90 +5,31 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Sequence
+from importlib import import_module
+from typing import cast
 
 from fedward_common.errors import FedwardError
+from fedward_common.report import complain
 from fedward_simulations.bench.table import Table, machine
 
-
-def _step() -> Table:
-    from fedward_simulations.bench.step import measure
-
-    return measure()
-
-
-def _overhead() -> Table:
-    from fedward_simulations.bench.overhead import measure
-
-    return measure()
-
-
-def _bytes() -> Table:
-    from fedward_simulations.bench.bytes import measure
-
-    return measure()
+WITHOUT_FILES = (
+    "step",
+    "overhead",
+    "bytes",
+    "startup",
+    "noise",
+    "books",
+    "transfer",
+    "federation",
+    "ray",
+    "cohort",
+    "memory",
+)
 
 
-def _startup() -> Table:
-    from fedward_simulations.bench.startup import measure
-
-    return measure()
-
-
-def _noise() -> Table:
-    from fedward_simulations.bench.noise import measure
-
-    return measure()
-
-
-def _books() -> Table:
-    from fedward_simulations.bench.books import measure
-
-    return measure()
-
-
-def _transfer() -> Table:
-    from fedward_simulations.bench.transfer import measure
-
-    return measure()
-
-
-def _federation() -> Table:
-    from fedward_simulations.bench.federation import measure
-
-    return measure()
-
-
-def _cohort() -> Table:
-    from fedward_simulations.bench.cohort import measure
-
-    return measure()
-
-
-def _ray() -> Table:
-    from fedward_simulations.bench.ray import measure
-
-    return measure()
-
-
-def _memory() -> Table:
-    from fedward_simulations.bench.memory import measure
-
-    return measure()
-
-
-WITHOUT_FILES: dict[str, Callable[[], Table]] = {
-    "step": _step,
-    "overhead": _overhead,
-    "bytes": _bytes,
-    "startup": _startup,
-    "noise": _noise,
-    "books": _books,
-    "transfer": _transfer,
-    "federation": _federation,
-    "ray": _ray,
-    "cohort": _cohort,
-    "memory": _memory,
-}
+def _measure(what: str) -> Callable[[], Table]:
+    # imported when it is its turn: --help needs no torch
+    return lambda: cast(Table, import_module(f"fedward_simulations.bench.{what}").measure())
 
 
 def _tables(arguments: Sequence[str]) -> list[Callable[[], Table]]:
@@ -102,7 +43,7 @@ def _tables(arguments: Sequence[str]) -> list[Callable[[], Table]]:
         from fedward_simulations.bench.data import measure
 
         return [lambda: measure(chosen.files)]
-    return [WITHOUT_FILES[chosen.what]] if chosen.what else list(WITHOUT_FILES.values())
+    return [_measure(what) for what in ([chosen.what] if chosen.what else WITHOUT_FILES)]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -113,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for measure in chosen:
             _print(f"{measure().markdown()}\n")
     except FedwardError as error:
-        sys.stderr.write(f"fedward: error: {error}\nhint: {error.hint}\n")
+        complain(str(error), error.hint)
         return 2
     return 0
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Protocol, Self, TextIO
 
 from fedward_simulations.progress import about, duration, printable
 from fedward_simulations.sweep.progress import SweepProgress
-from fedward_simulations.view import LiveView, OutputMode, choose_view
+from fedward_simulations.view import shows_panels, write_line
 
 if TYPE_CHECKING:
     from rich.live import Live
@@ -66,12 +66,11 @@ def choose_sweep_view(*, json_lines: bool, stream: TextIO | None = None) -> Swee
     out = stream or sys.stdout
     if json_lines:
         return _JsonLines(out)
-    # where a run would draw its panel
-    return _Live(out) if isinstance(choose_view(OutputMode.AUTO, stream=out), LiveView) else _Lines(out)
+    return _Live(out) if shows_panels(out) else _Lines(out)
 
 
-class _Lines:
-    """One plain line a run."""
+class _Watching:
+    """A view that shows nothing yet; the others say what they add."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
@@ -83,12 +82,16 @@ class _Lines:
     def __exit__(self, *error: object) -> None:
         pass
 
+    def tick(self) -> None:
+        pass
+
+
+class _Lines(_Watching):
+    """One plain line a run."""
+
     def started(self, *, name: str, out: str, progress: SweepProgress) -> None:
         self._progress = progress
         self._say(f"{name}: {progress.total} runs, {progress.done} done before, into {out}")
-
-    def tick(self) -> None:
-        pass
 
     def ended(self, *, label: str, seed: int, outcome: str) -> None:
         self._say("  ".join([*_counts(self._progress), f"{label or 'run'} seed {seed}: {outcome}"]))
@@ -101,9 +104,7 @@ class _Lines:
             self._say(line)
 
     def _say(self, line: str) -> None:
-        encoding = self._stream.encoding or "utf-8"
-        self._stream.write(printable(line).rstrip().encode(encoding, "backslashreplace").decode(encoding) + "\n")
-        self._stream.flush()
+        write_line(self._stream, printable(line).rstrip())
 
 
 class _Live(_Lines):
@@ -147,25 +148,12 @@ class _Live(_Lines):
         return bar + Text("  " + "  ".join(_counts(self._progress)))
 
 
-class _JsonLines:
+class _JsonLines(_Watching):
     """One JSON object a line, each with an ``event``: started, run, note, summary (last)."""
-
-    def __init__(self, stream: TextIO) -> None:
-        self._stream = stream
-        self._progress: SweepProgress | None = None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        pass
 
     def started(self, *, name: str, out: str, progress: SweepProgress) -> None:
         self._progress = progress
         self._emit("started", name=name, out=out, runs=progress.total, done=progress.done)
-
-    def tick(self) -> None:
-        pass
 
     def ended(self, *, label: str, seed: int, outcome: str) -> None:
         seen = self._progress

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import textwrap
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -23,3 +24,13 @@ def python() -> Python:
         return done.stdout
 
     return run
+
+
+@pytest.fixture
+def folders(tmp_path: Path) -> Path:
+    """Three folders with a file each; a link leads from ``read`` into ``secret``."""
+    for name in ("read", "write", "secret"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "file").write_text(name)
+    (tmp_path / "read" / "link").symlink_to(tmp_path / "secret" / "file")
+    return tmp_path

@@ -39,15 +39,6 @@ here = Path(sys.argv[1]) if sys.argv[1:] else None
 """
 
 
-@pytest.fixture
-def folders(tmp_path: Path) -> Path:
-    for name in ("read", "write", "secret"):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "file").write_text(name)
-    (tmp_path / "read" / "link").symlink_to(tmp_path / "secret" / "file")
-    return tmp_path
-
-
 def test_a_file_that_is_not_named_cannot_be_opened_also_by_children(python: Python, folders: Path) -> None:
     python(
         START

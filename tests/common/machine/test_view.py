@@ -39,15 +39,6 @@ def enter(): see_only(read=[*python_names(), read], write=[write])
 """
 
 
-@pytest.fixture
-def folders(tmp_path: Path) -> Path:
-    for name in ("read", "write", "secret"):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "file").write_text(name)
-    (tmp_path / "read" / "link").symlink_to(tmp_path / "secret" / "file")
-    return tmp_path
-
-
 @needs_view
 def test_what_is_not_named_does_not_exist_by_whatever_name_and_no_socket_either(python: Python, folders: Path) -> None:
     name = os.path.relpath(folders / "secret" / "s")  # 107 bytes are all that a socket's name may have

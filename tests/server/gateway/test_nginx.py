@@ -36,28 +36,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> OperatorFolder:
 
 
 @pytest.fixture(scope="module")
-def site(folder: OperatorFolder) -> Site:
-    return Site.enrolled(folder, "st-elsewhere")
-
-
-@pytest.fixture(scope="module")
-def upstream(folder: OperatorFolder) -> Iterator[StandIn]:
-    with stand_in(folder) as told:
-        yield told
-
-
-@pytest.fixture(scope="module")
 def shared(
     folder: OperatorFolder, site: Site, upstream: StandIn, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Front]:
     with nginx(folder, upstream.port, tmp_path_factory.mktemp("nginx")) as front:
         yield front
-
-
-@pytest.fixture
-def front(shared: Front, upstream: StandIn) -> Front:
-    upstream.reset()
-    return shared
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)

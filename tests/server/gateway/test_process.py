@@ -47,28 +47,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> OperatorFolder:
 
 
 @pytest.fixture(scope="module")
-def site(folder: OperatorFolder) -> Site:
-    return Site.enrolled(folder, "st-elsewhere")
-
-
-@pytest.fixture(scope="module")
-def upstream(folder: OperatorFolder) -> Iterator[StandIn]:
-    with stand_in(folder) as told:
-        yield told
-
-
-@pytest.fixture(scope="module")
 def shared(
     folder: OperatorFolder, site: Site, upstream: StandIn, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Front]:
     with gateway(folder, upstream.port, tmp_path_factory.mktemp("log") / "log") as front:
         yield front
-
-
-@pytest.fixture
-def front(shared: Front, upstream: StandIn) -> Front:
-    upstream.reset()
-    return shared
 
 
 # ---- what passes ---------------------------------------------------------------------

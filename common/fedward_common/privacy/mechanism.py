@@ -174,7 +174,8 @@ class PrivateSum:
         noised = noise.add_noise(
             total, sensitivity=self.clip_norm, noise_multiplier=self.noise_multiplier, stream=stream
         )
-        return noised / self.divisor
+        noised /= self.divisor
+        return noised
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

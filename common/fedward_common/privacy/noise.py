@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from fedward_common.errors import PrivacyError
 from fedward_common.privacy import checks
-from fedward_common.privacy.randomness import Stream
+from fedward_common.privacy.randomness import Stream, chunks
 
 __all__ = ["add_noise", "grid", "stddev"]
 
@@ -82,23 +82,24 @@ def add_noise(
     Source: Dwork et al. 2006; the idea of the grid is Google's "Secure Noise Generation" (2020).
     """
     width = grid(sensitivity=sensitivity, noise_multiplier=noise_multiplier)
-    steps = _on_grid(total, width)
-    scale = stddev(sensitivity=sensitivity, noise_multiplier=noise_multiplier, dimension=steps.size) / width
+    if total.ndim != 1 or total.size == 0:
+        raise PrivacyError(f"a total of shape {total.shape}", hint="pass one flat vector of all trained tensors")
+    scale = stddev(sensitivity=sensitivity, noise_multiplier=noise_multiplier, dimension=total.size) / width
     if not scale * LARGEST_GAUSSIAN < LARGEST:
         raise PrivacyError("noise beyond 2^51 grid steps", hint="choose a smaller noise multiplier")
-    noise = stream.gaussian(steps.size)
-    noise *= scale
-    noise += 0.5
-    # floor(x + 0.5), not rint: rounding half to even does not commute with odd shifts.
-    np.floor(noise, out=noise)
-    steps += noise  # integers below 2^52 in doubles: exact, and faster than through int64
-    steps *= width
-    return steps
+    noised = stream.gaussian(total.size)
+    for part in chunks(total.size):
+        steps = noised[part]
+        steps *= scale
+        steps += 0.5
+        # floor(x + 0.5), not rint: rounding half to even does not commute with odd shifts.
+        np.floor(steps, out=steps)
+        steps += _on_grid(total[part], width)  # integers below 2^52 in doubles: exact, and faster than through int64
+        steps *= width
+    return noised
 
 
 def _on_grid(total: NDArray[np.floating[Any]], width: float) -> NDArray[np.float64]:
-    if total.ndim != 1 or total.size == 0:
-        raise PrivacyError(f"a total of shape {total.shape}", hint="pass one flat vector of all trained tensors")
     steps: NDArray[np.float64] = np.divide(total, width, dtype=np.float64)
     if not (steps.max() < LARGEST and steps.min() > -LARGEST):  # false also for NaN
         raise PrivacyError("a total is not finite or far beyond what clipped units can sum to", hint="clip every unit")

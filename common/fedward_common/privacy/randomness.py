@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 from fedward_common.errors import PrivacyError
 from fedward_common.privacy import checks
 
-__all__ = ["Purpose", "Randomness", "SecureRandom", "SeededRandom", "Stream", "public_gaussian"]
+__all__ = ["Purpose", "Randomness", "SecureRandom", "SeededRandom", "Stream", "chunks", "public_gaussian"]
 
 KEY_BYTES = 32
 STREAM_CONTEXT = b"fedward.stream.1"
@@ -107,7 +107,7 @@ class Stream:
         if self._home != _PROCESS.here():
             raise PrivacyError("a random stream was used after a fork", hint="draw a new stream in the new process")
         numbers = np.empty(n, dtype="<u8")
-        for part in _chunks(n):
+        for part in chunks(n):
             chunk = numbers[part]
             self._keystream.update_into(ZEROS[: chunk.nbytes], chunk.view(np.uint8).data)
         return numbers.astype(np.uint64, copy=False)
@@ -139,12 +139,14 @@ class Stream:
         checks.at_least("n", n, 0)
         pairs = (n + 1) // 2
         values = np.empty((2, pairs), dtype=np.float64)
-        for part in _chunks(pairs):
+        for part in chunks(pairs):
             values[0, part] = np.sqrt(-2.0 * np.log(self._uniform(part.stop - part.start)))
-        for part in _chunks(pairs):
-            angle = (2.0 * math.pi) * self._uniform(part.stop - part.start)
-            np.multiply(values[0, part], np.sin(angle), out=values[1, part])
-            values[0, part] *= np.cos(angle)
+        for part in chunks(pairs):
+            # of the half angle: cos = 2 / (1 + tan^2) - 1 and sin = 2 tan / (1 + tan^2), exact to 4e-16 everywhere
+            tangent = np.tan(math.pi * self._uniform(part.stop - part.start))
+            twice = 2.0 / (1.0 + tangent * tangent)
+            np.multiply(values[0, part], tangent * twice, out=values[1, part])
+            values[0, part] *= twice - 1.0
         return values.reshape(-1)[:n]
 
     def choose(self, n: int, *, size: int) -> NDArray[np.int64]:
@@ -164,7 +166,8 @@ class Stream:
         return values
 
 
-def _chunks(n: int) -> Iterator[slice]:
+def chunks(n: int) -> Iterator[slice]:
+    """Of ``n`` numbers in a row, parts that stay in a processor's cache."""
     return (slice(start, min(start + CHUNK, n)) for start in range(0, n, CHUNK))
 
 

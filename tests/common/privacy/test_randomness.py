@@ -163,13 +163,23 @@ def test_gaussian_has_the_length_asked_and_is_bounded(n: int) -> None:
 
 @pytest.mark.parametrize("n", [1, 2, 2 * CHUNK - 1, 2 * CHUNK, 2 * CHUNK + 1, 50_001])
 def test_gaussian_is_box_and_muller_in_one_piece(n: int) -> None:
-    """The flat twin, bit for bit: chunks change no number, so a run that an earlier version began can be resumed."""
+    """The flat twin: chunks change nothing, and no number is further from the definition than rounding takes it."""
     pairs = (n + 1) // 2
     bits = Stream(KEY).uint64(2 * pairs)
     uniform = ((bits >> np.uint64(11)).astype(np.float64) + 1.0) * 2.0**-53
     radius, angle = np.sqrt(-2.0 * np.log(uniform[:pairs])), (2.0 * math.pi) * uniform[pairs:]
     expected = np.concatenate([radius * np.cos(angle), radius * np.sin(angle)])[:n]
-    assert np.array_equal(Stream(KEY).gaussian(n), expected)
+    assert np.allclose(Stream(KEY).gaussian(n), expected, rtol=0, atol=1e-14)
+
+
+@pytest.mark.parametrize("uniform", [2.0**-53, 0.25, 0.5 - 2.0**-53, 0.5, 0.5 + 2.0**-53, 0.75, 1.0])
+def test_gaussian_holds_where_the_tangent_of_the_half_angle_is_largest(
+    monkeypatch: pytest.MonkeyPatch, uniform: float
+) -> None:
+    monkeypatch.setattr(Stream, "_uniform", lambda _self, n: np.full(n, uniform))
+    radius, angle = math.sqrt(-2.0 * math.log(uniform)), 2.0 * math.pi * uniform
+    expected = [radius * math.cos(angle), radius * math.sin(angle)]
+    assert np.allclose(Stream(KEY).gaussian(2), expected, rtol=0, atol=1e-14)
 
 
 def test_gaussian_is_pinned() -> None:

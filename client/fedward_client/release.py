@@ -7,6 +7,7 @@ takes typed values and signs them; it has no argument through which a count, a l
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import ClassVar
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -37,7 +38,7 @@ class Gate:
         self._nominal_units = nominal_units
         self._max_bytes = max_update_bytes
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
         """Of the site's public key: who a plan must be addressed to."""
         return key_fingerprint(self._key.public_key())

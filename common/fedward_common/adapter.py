@@ -105,6 +105,15 @@ class AdapterSpec:
           SpecMismatch: a group is unknown or named twice.
         """
         chosen = tuple(groups)
+        if chosen not in self._subsets:
+            self._subsets[chosen] = self._subset(chosen)
+        return self._subsets[chosen]
+
+    @cached_property
+    def _subsets(self) -> dict[tuple[str, ...], AdapterSpec]:
+        return {}  # each is made once
+
+    def _subset(self, chosen: tuple[str, ...]) -> AdapterSpec:
         if not chosen or len(set(chosen)) != len(chosen) or not set(chosen) <= set(self.groups):
             raise SpecMismatch("a stage trains groups that the adapter lacks", hint=f"known: {sorted(self.groups)}")
         kept = {group: self.groups[group] for group in chosen}
@@ -203,14 +212,16 @@ class Adapter:
         Raises:
           NonFiniteUpdate: an entry is out of range. The text names no value.
         """
-        # max and min of a vector with a NaN are NaN, and every comparison with NaN is false
-        inside = self.vector.size == 0 or (
-            float(self.vector.max()) <= min(largest, 3.4e38) and float(self.vector.min()) >= -min(largest, 3.4e38)
-        )
-        if not inside:
+        lowest, highest = self._range
+        if not (highest <= min(largest, 3.4e38) and lowest >= -min(largest, 3.4e38)):
             raise NonFiniteUpdate(
                 "an adapter holds NaN, infinity or too large a number", hint="lower the learning rate"
             )
+
+    @cached_property
+    def _range(self) -> tuple[float, float]:
+        # both are NaN where any number is, and every comparison with NaN is false
+        return (float(self.vector.min()), float(self.vector.max())) if self.vector.size else (0.0, 0.0)
 
     def to_bytes(self) -> bytes:
         """Little-endian float32 in canonical order: 4 bytes a number."""

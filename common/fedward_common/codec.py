@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 from functools import cache
 from typing import Any, NamedTuple
+from weakref import WeakValueDictionary
 
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import serialization
@@ -57,6 +58,7 @@ _LENGTH = struct.Struct("<Q")
 _SIGNATURE_BYTES = 64
 _MAX_HEADER_BYTES = 4 * 2**20
 _EMPTY = hashlib.sha256(b"").digest()
+_RECEIVED: WeakValueDictionary[bytes, Adapter] = WeakValueDictionary()  # by the SHA-256 of their bytes
 
 
 class Kind(IntEnum):
@@ -188,6 +190,7 @@ def decode_plan(data: bytes, *, public_key: Ed25519PublicKey) -> tuple[RoundPlan
     Guarantees:
       - Nothing is parsed before the signature holds.
       - The adapter has the digests that the plan announces, and only finite numbers.
+      - Plans that bring the same adapter give one object, while anybody holds it.
 
     Raises:
       BadSignature: not signed by the operator.
@@ -196,7 +199,7 @@ def decode_plan(data: bytes, *, public_key: Ed25519PublicKey) -> tuple[RoundPlan
       NonFiniteUpdate: the adapter holds NaN or infinity.
     """
     _, header, body, body_digest = _decode(data, public_key, {Kind.PLAN})
-    adapter = Adapter.from_bytes(header.spec, body, body_digest=body_digest)
+    adapter = _received(header.spec, body, body_digest)
     adapter.check_finite()
     _check_announced(header.plan, adapter)
     return header.plan, adapter
@@ -251,6 +254,13 @@ def decode_reply(data: bytes, *, public_key: Ed25519PublicKey, spec: AdapterSpec
     )
 
 
+def _received(spec: AdapterSpec, body: memoryview, body_digest: bytes) -> Adapter:
+    found = _RECEIVED.get(body_digest)
+    if found is None or found.spec != spec:
+        found = _RECEIVED[body_digest] = Adapter.from_bytes(spec, body, body_digest=body_digest)
+    return found
+
+
 def _check_announced(plan: RoundPlan, adapter: Adapter) -> None:
     if plan.spec_digest != adapter.spec.digest or plan.adapter_digest != adapter.digest:
         raise SpecMismatch("the adapter is not the one that the plan announces", hint="prepare the run again")
@@ -285,9 +295,7 @@ def _signed_over(kind: int, head: bytes | memoryview, body_digest: bytes) -> byt
     return b"fedward/%d/%d\x00" % (VERSION, kind) + hashlib.sha256(head).digest() + body_digest
 
 
-def _decode(
-    data: bytes, public_key: Ed25519PublicKey, expected: set[Kind]
-) -> tuple[Kind, Any, bytes | memoryview, bytes]:
+def _decode(data: bytes, public_key: Ed25519PublicKey, expected: set[Kind]) -> tuple[Kind, Any, memoryview, bytes]:
     kind, start, body_start = _split(data, expected)
     body = memoryview(data)[body_start:-_SIGNATURE_BYTES]
     body_digest = hashlib.sha256(body).digest()

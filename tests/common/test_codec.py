@@ -1,10 +1,12 @@
 from __future__ import annotations
 
 import copy
+import gc
 import json
 import math
 import struct
 import tracemalloc
+import weakref
 from dataclasses import replace
 from typing import Any
 
@@ -493,3 +495,24 @@ def test_an_updates_numbers_stay_where_they_lie() -> None:
     assert np.shares_memory(read.delta.vector, np.frombuffer(data, np.uint8))
     assert read.delta.vector.tolist() == [1.0, 2.0, 3.0, 4.0, 5.0, 6.0]
     assert not read.delta.vector.flags.writeable
+
+
+def test_plans_of_one_adapter_give_one_object_for_as_long_as_somebody_holds_it() -> None:
+    plan = plan_from()
+    first, second = (
+        decode_plan(encode_plan(plan.addressed_to(site * 64), START, key=KEY), public_key=PUBLIC)[1] for site in "ab"
+    )
+    assert second is first
+    held = weakref.ref(first)
+    del first, second
+    gc.collect()
+    assert held() is None
+
+
+def test_equal_bytes_of_another_spec_are_another_adapter() -> None:
+    _, first = decode_plan(encode_plan(plan_from(), START, key=KEY), public_key=PUBLIC)
+    spec = replace(START.spec, alpha=2 * START.spec.alpha)
+    other = Adapter(spec=spec, vector=START.vector.copy())
+    plan = replace(plan_from(), spec_digest=spec.digest, adapter_digest=other.digest)
+    _, second = decode_plan(encode_plan(plan, other, key=KEY), public_key=PUBLIC)
+    assert (second.spec, second.digest) == (spec, other.digest) != (first.spec, first.digest)

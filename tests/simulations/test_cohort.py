@@ -14,6 +14,7 @@ from fedward_common.privacy.mechanism import PrivateMetric, PrivateSum
 from fedward_common.round import Training
 from fedward_simulations.cohort import engine, memory
 from fedward_simulations.cohort.engine import Cohort
+from fedward_simulations.cohort.gradients import ROWS_OF_A_SITE
 from fedward_simulations.cohort.source import Source
 from fedward_simulations.cohort.sums import ClippedSums
 from fedward_simulations.run import Workbench
@@ -250,8 +251,9 @@ def test_the_model_is_left_as_it_was(bench: Workbench) -> None:
     assert not any("forward" in vars(module) for module in bench.prepared.model.modules())
 
 
-def test_large_sites_train_a_head_alone(bench: Workbench, monkeypatch: pytest.MonkeyPatch) -> None:
-    works = works_of(bench, (30, 40), training("head"), multiplier=ALMOST_NONE)
-    monkeypatch.setattr(engine, "LARGE_HEAD", 10)
-    monkeypatch.setattr(engine, "ClippedSums", None)  # the cohort's own way would need it
+@pytest.mark.parametrize("per_unit", [1, 3])
+def test_large_sites_train_a_head_together(bench: Workbench, per_unit: int) -> None:
+    """More rows of one site than go into one matrix product, beside small sites; the second step has own weights."""
+    wanted = training("head", steps=2)
+    works = works_of(bench, (2 * ROWS_OF_A_SITE, 3, 0), wanted, multiplier=1e-6, per_unit=per_unit)
     assert_same(results(works), [work.done() for work in works])

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from fedward_common.privacy.mechanism import PrivateSum
+from fedward_simulations.cohort.gradients import Outer, written_out
 from fedward_simulations.cohort.records import FlatRecords
 from fedward_simulations.cohort.sums import ClippedSums, _factors_there, clip_factors
 
@@ -81,3 +82,28 @@ def test_factors_are_the_mechanisms_bit_by_bit() -> None:
     expected = MECHANISM.clip_factors(norms.numpy())
     np.testing.assert_array_equal(clip_factors(norms, MECHANISM).numpy(), expected)
     np.testing.assert_array_equal(_factors_there(norms, MECHANISM).numpy(), expected)
+
+
+def products(count: int) -> Outer:
+    made = torch.Generator().manual_seed(1)
+    return Outer(left=torch.randn(count, 2, generator=made), right=torch.randn(count, 4, generator=made))
+
+
+@pytest.mark.parametrize("broken", [None, "left", "right"])
+@pytest.mark.parametrize("records", [1, 3, 100, 1000])
+@pytest.mark.parametrize("sites", [([1] * 40, [1] * 3, []), ([3, 1, 2], [], [5, 1]), ([1] * 700, [1])])
+def test_products_of_vectors_are_summed_as_what_they_are(
+    sites: tuple[list[int], ...], records: int, broken: str | None
+) -> None:
+    flat = laid_out(*sites)
+    outer = products(len(flat))
+    if broken:
+        getattr(outer, broken)[int(np.flatnonzero(flat.units == 1)[0]), 1] = math.nan
+    rows, written = gradients(len(flat)), written_out(outer)
+    sums = ClippedSums(sites=len(sites), slices=[slice(0, 8), slice(8, 16)], mechanism=MECHANISM, device=CPU)
+    for batch in flat.cuts(tokens=10_000, records=records):
+        own = Outer(left=outer.left[batch].clone(), right=outer.right[batch].clone())
+        sums.add([own, rows[batch].clone()], flat, batch)
+    expected = by_hand(flat, torch.cat([written, rows], dim=1), sites=len(sites))
+    assert bool(torch.isfinite(sums.totals).all())
+    torch.testing.assert_close(sums.totals, expected, rtol=1e-5, atol=1e-6)

@@ -13,6 +13,7 @@ from fedward_common.config import LocalOptimiser
 from fedward_common.privacy.mechanism import PrivateSum
 from fedward_common.round import Training
 from fedward_simulations.cohort.engine import Cohort
+from fedward_simulations.cohort.gradients import Gradients, Outer
 from fedward_simulations.cohort.records import FlatRecords
 from fedward_simulations.cohort.sums import ClippedSums
 from fedward_simulations.device import chosen, held_bytes, peak_bytes
@@ -95,7 +96,10 @@ def test_sums_do_not_wait_for_the_device() -> None:
     drawn = [[np.array([0, 1]), np.array([2])], [], [np.array([number]) for number in range(20)]]
     flat = FlatRecords.of(drawn, lengths=[np.full(40, 3)] * 3)
     sums = ClippedSums(sites=3, slices=[slice(0, 6), slice(6, 8)], mechanism=STEP, device=device)
-    rows = [torch.randn(len(flat), size, device=device) for size in (6, 2)]
+    rows: list[Gradients] = [
+        Outer(left=torch.randn(len(flat), 2, device=device), right=torch.randn(len(flat), 3, device=device)),
+        torch.randn(len(flat), 2, device=device),
+    ]
     torch.cuda.set_sync_debug_mode("error")
     try:
         sums.add(rows, flat, slice(0, len(flat)))

@@ -34,6 +34,7 @@ from fedward_simulations.bench.step import one_thread
 from fedward_simulations.bench.table import Table, middle
 from fedward_simulations.cohort.doors import CohortDoors
 from fedward_simulations.cohort.engine import Cohort
+from fedward_simulations.cohort.gradients import written_out
 from fedward_simulations.cohort.records import FlatRecords
 from fedward_simulations.cohort.source import Source
 from fedward_simulations.cohort.stacking import Stack
@@ -136,10 +137,11 @@ class _Bench:
         tokens = self.cohort.tokens // (stack.share * int(flat.widths[-1])) * stack.share * int(flat.widths[-1])
         with stack.in_place():
             for batch in flat.cuts(tokens=tokens, records=len(flat)):  # batches of whole clients
-                owners = torch.from_numpy(flat.owners[batch])
-                stack.expect(owners)
+                stack.expect(flat.owners[batch])
                 losses(source.logits(flat, batch), source.labels(flat, batch)).sum().backward()  # type: ignore[no-untyped-call]
-                sums[torch.unique(owners)] += torch.cat(stack.gradients(), dim=1)
+                sums[np.unique(flat.owners[batch])] += torch.cat(
+                    [written_out(part) for part in stack.gradients()], dim=1
+                )
         start = torch.from_numpy(first.adapter.vector.copy())
         (start - 0.5 * sums / stack.share - start).numpy()
 
@@ -153,7 +155,7 @@ class _PlainStack(Stack):
     def _keep(self, layer: TrainedLayer, x: torch.Tensor, gradient: torch.Tensor) -> None:
         tokens = self.share * x.shape[1]
         x, gradient = x.reshape(-1, tokens, x.shape[2]), gradient.reshape(-1, tokens, gradient.shape[2])
-        self._add(layer.weight, torch.bmm(gradient.transpose(1, 2), x))
+        self._add(layer.weight, torch.bmm(gradient.transpose(1, 2), x).flatten(1))
         if layer.bias is not None:
             self._add(layer.bias, gradient.sum(1))
 

@@ -26,7 +26,6 @@ from fedward_simulations.cohort.records import FlatRecords
 from fedward_simulations.cohort.source import Source
 from fedward_simulations.cohort.stacking import NotStackable, Stack
 from fedward_simulations.cohort.sums import ClippedSums
-from fedward_simulations.device import onto
 from fedward_simulations.engines import Precision
 from fedward_simulations.profiling import span
 
@@ -38,7 +37,6 @@ Drawn: TypeAlias = list[Ints]
 
 FEWEST_TOKENS = 64  # of a physical batch; below that the cohort is cut instead
 MOST_RECORDS = 4096  # of a physical batch
-LARGE_HEAD = 256  # expected units a site in a step of the head alone
 
 
 @dataclass(kw_only=True, eq=False)
@@ -73,8 +71,7 @@ class Cohort:
             groups.setdefault(_kind(work), []).append(number)
         for kind, numbers in groups.items():
             chosen = [works[number] for number in numbers]
-            together = kind is not None and not _large_alone(chosen)
-            found = self._parts(chosen) if together else [_alone(work) for work in chosen]
+            found = [_alone(work) for work in chosen] if kind is None else self._parts(chosen)
             outcomes.update(zip(numbers, found, strict=True))
         return [outcomes[number] for number in range(len(works))]
 
@@ -122,12 +119,6 @@ def _kind(work: LocalWork) -> Hashable:
     if not isinstance(work.trainer, LocalTrainer):  # a stand-in that answers by itself
         return None
     return id(work.trainer.model), work.adapter.digest, work.training, work.step.clip_norm
-
-
-def _large_alone(works: Sequence[LocalWork]) -> bool:
-    # a head on cached features: from some hundred units a site on, its own matrices are as large as any
-    drawn = sum(work.step.sampling_rate * len(work.trainer.data.training_units) for work in works)
-    return works[0].training.groups == ("head",) and drawn > LARGE_HEAD * len(works)
 
 
 def _alone(work: LocalWork) -> Outcome:
@@ -238,7 +229,7 @@ class _Together:
         return sums.totals
 
     def _pass(self, stack: Stack, source: Source, flat: FlatRecords, batch: slice) -> torch.Tensor:
-        stack.expect(onto(flat.owners[batch], self.model.device))
+        stack.expect(flat.owners[batch])
         with self._autocast():
             return losses(source.logits(flat, batch), source.labels(flat, batch)).sum()
 
@@ -272,7 +263,7 @@ class _Together:
         # a dry pass of as long a text as the base reads: what it keeps for the way back, and its gradients. Neither the
         # round nor its draw has a part in it
         saved, width = Saved(), source.most_tokens
-        stack.expect(onto(flat.owners[:1], self.model.device))
+        stack.expect(flat.owners[:1])
         with saved.counting(self.model), self._autocast():
             self.model(*source.longest())
         bytes_per_token = (saved.bytes + 8 * stack.spec.size) / width

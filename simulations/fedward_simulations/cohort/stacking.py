@@ -4,7 +4,8 @@ While a :class:`Stack` is in place, each trained linear layer reads the weight o
 keeps the gradient of each record as the backward pass comes by. Nothing else of the model changes. It knows nothing of
 units, clipping or noise.
 
-Per-record gradients are float32 also where the model computes in bfloat16.
+Per-record gradients are float32 also where the model computes in bfloat16. Where a layer reads one row a record, as a
+head does, they stay the two factors that they are the product of.
 """
 
 from __future__ import annotations
@@ -12,21 +13,55 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch.nn import functional
 
 from fedward_common.adapter import AdapterSpec
 from fedward_common.errors import FedwardError
 from fedward_common.modeling.adapters import AdaptedModel, TrainedLayer
+from fedward_simulations.cohort.gradients import (
+    ROWS_OF_A_SITE,
+    Gradients,
+    Groups,
+    Outer,
+    numbers_within,
+    written_out,
+)
+from fedward_simulations.device import onto
 
 __all__ = ["NotStackable", "Stack"]
+
+Ints = NDArray[np.int64]
 
 
 class NotStackable(FedwardError):
     """The base model hands a trained layer something else than a row of tokens for each record."""
+
+
+class _Owners:
+    """Whose each record of a batch is: numbers of sites."""
+
+    def __init__(self, owners: Ints, device: torch.device) -> None:
+        """``(n,)`` of them."""
+        self.sites = onto(owners, device)
+        self._owners, self._device = owners, device
+
+    def applied(self, weight: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+        """Of ``(sites, out, in)`` its own site's, on the one row of each record: ``(n, in)`` to ``(n, out)``."""
+        groups, sites = self._blocks
+        return groups.gathered(torch.bmm(groups.spread(rows), weight[sites].transpose(1, 2).float())).to(rows.dtype)
+
+    @cached_property
+    def _blocks(self) -> tuple[Groups, torch.Tensor]:
+        # some rows of one site each, so that its weight is read once for all of them
+        numbered = numbers_within(self._owners) // ROWS_OF_A_SITE
+        pairs, where = np.unique(np.stack([self._owners, numbered]), axis=1, return_inverse=True)
+        return Groups(where.reshape(-1), device=self._device), onto(pairs[0].copy(), self._device)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -35,19 +70,22 @@ class _Weights:
 
     weight: torch.Tensor
     bias: torch.Tensor | None
-    owners: torch.Tensor | None
+    owners: _Owners | None
 
     def applied(self, x: torch.Tensor) -> torch.Tensor:
         """The layer's output for ``(n, tokens, in)``."""
         if self.owners is None:
             return functional.linear(x, self.weight, self.bias)
-        product = torch.bmm(x, self.weight[self.owners].transpose(1, 2).to(x.dtype))
-        return product if self.bias is None else product + self.bias[self.owners].unsqueeze(1).to(x.dtype)
+        if x.shape[1] == 1:
+            product = self.owners.applied(self.weight, x.squeeze(1)).unsqueeze(1)
+        else:
+            product = torch.bmm(x, self.weight[self.owners.sites].transpose(1, 2).to(x.dtype))
+        return product if self.bias is None else product + self.bias[self.owners.sites].unsqueeze(1).to(x.dtype)
 
     def applied_back(self, gradient: torch.Tensor) -> torch.Tensor:
         """The gradient of the layer's input."""
         weight = self.weight.to(gradient.dtype)
-        return gradient @ weight if self.owners is None else torch.bmm(gradient, weight[self.owners])
+        return gradient @ weight if self.owners is None else torch.bmm(gradient, weight[self.owners.sites])
 
 
 class _RecordLinear(torch.autograd.Function):
@@ -85,8 +123,8 @@ class Stack:
     model: AdaptedModel
     groups: tuple[str, ...]
     stacked: torch.Tensor | None = None
-    _parts: dict[str, torch.Tensor] = field(default_factory=dict)
-    _owners: torch.Tensor | None = None
+    _parts: dict[str, Gradients] = field(default_factory=dict)
+    _owners: _Owners | None = None
     _records: int = 0
 
     def __post_init__(self) -> None:
@@ -107,18 +145,18 @@ class Stack:
             for layer in self.layers:
                 vars(layer.linear).pop("forward", None)
 
-    def expect(self, owners: torch.Tensor) -> None:
+    def expect(self, owners: Ints) -> None:
         """Say whose the records of the next batch are: ``(n,)`` numbers of sites."""
-        self._owners, self._records = owners, len(owners)
+        self._owners, self._records = _Owners(owners, self.model.device), len(owners)
         self._parts.clear()
 
-    def gradients(self) -> list[torch.Tensor]:
-        """The last batch's gradients, once: ``(n, numbers)`` for each tensor in canonical order, float32."""
+    def gradients(self) -> list[Gradients]:
+        """The last batch's gradients, once: for each tensor in canonical order, float32."""
         return [self._taken(name, part.stop - part.start) for name, part in self.spec.slices.items()]
 
-    def _taken(self, name: str, size: int) -> torch.Tensor:
+    def _taken(self, name: str, size: int) -> Gradients:
         found = self._parts.pop(name, None)  # a tensor that the loss does not depend on has none
-        return torch.zeros(self._records, size, device=self.model.device) if found is None else found.flatten(1)
+        return torch.zeros(self._records, size, device=self.model.device) if found is None else found
 
     def _forward(self, layer: TrainedLayer, x: torch.Tensor) -> torch.Tensor:
         if x.ndim not in (2, 3) or x.shape[0] != self._records:
@@ -145,11 +183,17 @@ class Stack:
         return view
 
     def _keep(self, layer: TrainedLayer, x: torch.Tensor, gradient: torch.Tensor) -> None:
-        wide = gradient.float()
-        self._add(layer.weight, torch.bmm(wide.transpose(1, 2), x.float()))
+        wide, read = gradient.detach().float(), x.detach().float()
+        if x.shape[1] == 1:
+            left = wide.squeeze(1)
+            self._add(layer.weight, Outer(left=left.clone(), right=read.squeeze(1)))
+            biases: Gradients = Outer(left=left, right=left.new_ones(len(left), 1))
+        else:
+            self._add(layer.weight, torch.bmm(wide.transpose(1, 2), read).flatten(1))
+            biases = wide.sum(1)
         if layer.bias is not None:
-            self._add(layer.bias, wide.sum(1))
+            self._add(layer.bias, biases)
 
-    def _add(self, name: str, gradients: torch.Tensor) -> None:
+    def _add(self, name: str, gradients: Gradients) -> None:
         found = self._parts.get(name)  # some models pass through one layer several times
-        self._parts[name] = gradients if found is None else found + gradients
+        self._parts[name] = gradients if found is None else written_out(found) + written_out(gradients)

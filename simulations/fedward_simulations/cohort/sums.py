@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from fedward_client.training import SUM_BLOCK
 from fedward_common.privacy.mechanism import MARGIN, PrivateSum
+from fedward_simulations.cohort.gradients import ROWS_OF_A_SITE, Gradients, Groups, Outer, norms_of, numbers_within
 from fedward_simulations.cohort.records import FlatRecords
 from fedward_simulations.device import onto
 
@@ -42,20 +43,19 @@ def _factors_there(norms: torch.Tensor, mechanism: PrivateSum) -> torch.Tensor:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class _Rows:
+class _Units:
     """One row a unit for each tensor; ``broken`` says which units have a record that is not finite."""
 
     parts: list[torch.Tensor]
-    broken: torch.Tensor | None
+    broken: torch.Tensor
     owners: Ints
 
-    def sliced(self, part: slice) -> _Rows:
-        broken = None if self.broken is None else self.broken[part]
-        return _Rows(parts=[p[part] for p in self.parts], broken=broken, owners=self.owners[part])
+    def sliced(self, part: slice) -> _Units:
+        return _Units(parts=[p[part] for p in self.parts], broken=self.broken[part], owners=self.owners[part])
 
-    def plus(self, begun: _Rows | None) -> _Rows:
+    def plus(self, begun: _Units | None) -> _Units:
         """With the first unit's part from the batch before added."""
-        if begun is None or begun.broken is None or self.broken is None:
+        if begun is None:
             return self
         for part, before in zip(self.parts, begun.parts, strict=True):
             part[:1] += before
@@ -69,7 +69,7 @@ class ClippedSums:
     Guarantees:
       - Each unit's mean gradient enters its own site's sum with joint L2 norm at most C, however records were batched.
       - A unit whose gradient is not finite contributes zero, and changes nothing else: no other unit, no other site.
-      - Rows are summed in float32 by at most 16 of a site, then in float64.
+      - Gradients are summed in float32 by at most 16 of a site, then in float64; products of vectors in float64 alone.
       - The same batches give bit-identical totals.
     """
 
@@ -78,47 +78,61 @@ class ClippedSums:
         self._slices, self._mechanism, self._device = list(slices), mechanism, device
         wide = torch.device("cpu") if device.type == "mps" else device  # which has no float64
         self.totals = torch.zeros(sites, self._slices[-1].stop, dtype=torch.float64, device=wide)
-        self._open: _Rows | None = None
+        self._open: _Units | None = None
 
-    def add(self, gradients: list[torch.Tensor], flat: FlatRecords, batch: slice) -> None:
-        """Take in a batch's per-record gradients, ``(n, numbers)`` for each tensor; they may be changed."""
+    def add(self, gradients: Sequence[Gradients], flat: FlatRecords, batch: slice) -> None:
+        """Take in a batch's per-record gradients, for each tensor; they may be changed."""
         owners = flat.owners[batch]
         if self._open is None and bool(np.all(flat.shares[batch] == 1)):  # every unit is one record
-            return self._clip_and_add(_Rows(parts=gradients, broken=None, owners=owners))
+            return self._clip_and_add(gradients, owners)
         rows = self._units(gradients, owners, flat.units[batch], flat.shares[batch]).plus(self._open)
         self._open = None
         if flat.goes_on(batch):
             rows, self._open = rows.sliced(slice(-1)), rows.sliced(slice(-1, None))
-        return self._clip_and_add(rows)
+        return self._clip_and_add(rows.parts, rows.owners, rows.broken)
 
-    def _units(self, gradients: list[torch.Tensor], owners: Ints, units: Ints, shares: NDArray[np.float32]) -> _Rows:
+    def _units(self, gradients: Sequence[Gradients], owners: Ints, units: Ints, shares: NDArray[np.float32]) -> _Units:
         broken = ~torch.isfinite(_norms(gradients))
-        self._silence(gradients, broken)  # in a product with others 0 x NaN is NaN
+        self._silence(gradients, broken)  # in a sum with others 0 x NaN is NaN
         _, first, where = np.unique(units, return_index=True, return_inverse=True)
-        place = np.argsort(np.argsort(first))[where]  # units in the order of the batch
-        means = self._matrix(place, onto(shares, self._device), len(first))
-        return _Rows(
-            parts=[means @ part for part in gradients],
-            broken=self._matrix(place, broken.float(), len(first)).sum(1) > 0,
+        groups = Groups(np.argsort(np.argsort(first))[where], device=self._device)  # in the order of the batch
+        weights = onto(shares, self._device)
+        return _Units(
+            parts=[groups.sums(part, weights) for part in gradients],
+            broken=groups.sums(broken.float().unsqueeze(1), torch.ones_like(weights)).squeeze(1) > 0,
             owners=owners[np.sort(first)],
         )
 
-    def _clip_and_add(self, rows: _Rows) -> None:
-        factors = clip_factors(_norms(rows.parts), self._mechanism)
-        if rows.broken is not None:
-            factors = factors.masked_fill(rows.broken, 0.0)
-        self._silence(rows.parts, factors == 0)
-        for chosen in _blocks(rows.owners):
+    def _clip_and_add(self, parts: Sequence[Gradients], owners: Ints, broken: torch.Tensor | None = None) -> None:
+        factors = clip_factors(_norms(parts), self._mechanism)
+        if broken is not None:
+            factors = factors.masked_fill(broken, 0.0)
+        self._silence(parts, factors == 0)
+        placed = list(zip(parts, self._slices, strict=True))
+        self._add_rows([(part, at) for part, at in placed if isinstance(part, torch.Tensor)], factors, owners)
+        self._add_outer([(part, at) for part, at in placed if isinstance(part, Outer)], factors, owners)
+
+    def _add_rows(self, parts: list[tuple[torch.Tensor, slice]], factors: torch.Tensor, owners: Ints) -> None:
+        for chosen in _blocks(owners, SUM_BLOCK) if parts else ():
             places = onto(chosen, self._device)
-            sites, where = np.unique(rows.owners[chosen], return_inverse=True)
+            sites, where = np.unique(owners[chosen], return_inverse=True)
             weights = self._matrix(where, factors[places], len(sites))
             index = onto(sites, self.totals.device)
-            every = len(chosen) == len(rows.owners)
-            for part, at in zip(rows.parts, self._slices, strict=True):
+            every = len(chosen) == len(owners)
+            for part, at in parts:
                 summed = weights @ (part if every else part[places])
-                self.totals[:, at].index_add_(0, index, summed.to(self.totals.device, torch.float64))
+                self.totals[:, at].index_add_(0, index, summed.to(self.totals.device).double())
 
-    def _silence(self, parts: list[torch.Tensor], rows: torch.Tensor) -> None:
+    def _add_outer(self, parts: list[tuple[Outer, slice]], factors: torch.Tensor, owners: Ints) -> None:
+        for chosen in _blocks(owners, ROWS_OF_A_SITE) if parts else ():
+            sites, where = np.unique(owners[chosen], return_inverse=True)
+            rows, index = onto(chosen, self._device), onto(sites, self.totals.device)
+            groups = Groups(where, device=self.totals.device, dtype=torch.float64)
+            for part, at in parts:
+                own = Outer(left=part.left[rows], right=part.right[rows])
+                self.totals[:, at].index_add_(0, index, groups.sums(own, factors[rows]))
+
+    def _silence(self, parts: Sequence[Gradients], rows: torch.Tensor) -> None:
         if self._device.type == "cuda" or bool(rows.any()):  # on CUDA asking would wait for the device
             for part in parts:
                 part.masked_fill_(rows.unsqueeze(1), 0.0)
@@ -130,17 +144,13 @@ class ClippedSums:
         return matrix
 
 
-def _norms(parts: list[torch.Tensor]) -> torch.Tensor:
-    norms = [torch.linalg.vector_norm(part, dim=1) for part in parts]
-    joint: torch.Tensor = torch.linalg.vector_norm(torch.stack(norms), dim=0)
+def _norms(parts: Sequence[Gradients]) -> torch.Tensor:
+    joint: torch.Tensor = torch.linalg.vector_norm(torch.stack([norms_of(part) for part in parts]), dim=0)
     return joint
 
 
-def _blocks(owners: Ints) -> Iterator[Ints]:
-    # rows in sets that hold at most SUM_BLOCK of each site
-    order = np.argsort(owners, kind="stable")
-    _, starts, counts = np.unique(owners[order], return_index=True, return_counts=True)
-    within = np.empty(len(owners), np.int64)
-    within[order] = np.arange(len(owners)) - np.repeat(starts, counts)
-    for block in range(int(within.max(initial=-1)) // SUM_BLOCK + 1):
-        yield np.flatnonzero(within // SUM_BLOCK == block)
+def _blocks(owners: Ints, most: int) -> Iterator[Ints]:
+    # rows in sets that hold at most so many of each site
+    within = numbers_within(owners)
+    for block in range(int(within.max(initial=-1)) // most + 1):
+        yield np.flatnonzero(within // most == block)

@@ -1,0 +1,112 @@
+"""Gradients of records over one tensor, written out or as the two vectors they are products of; and sums of them.
+
+A linear layer that reads one row of a record has the gradient ``left right^T`` for that record. Its norm is the product
+of two norms, and the weighted sum of many is one matrix product, so nobody has to write ``out x in`` numbers a record.
+This module knows nothing of models, units or clipping.
+
+Example:
+    >>> outer = Outer(left=torch.tensor([[1.0, 2.0]]), right=torch.tensor([[3.0, 4.0]]))
+    >>> written_out(outer).tolist(), norms_of(outer).item() == written_out(outer).norm().item()
+    ([[3.0, 4.0, 6.0, 8.0]], True)
+    >>> groups = Groups(np.array([0, 1, 0]), device=torch.device("cpu"))
+    >>> groups.sums(torch.tensor([[1.0], [2.0], [3.0]]), torch.tensor([1.0, 1.0, 0.5])).tolist()
+    [[2.5], [2.0]]
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TypeAlias
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from fedward_simulations.device import onto
+
+__all__ = ["ROWS_OF_A_SITE", "Gradients", "Groups", "Outer", "norms_of", "numbers_within", "written_out"]
+
+Ints = NDArray[np.int64]
+
+ROWS_OF_A_SITE = 256  # in one matrix product: more would pad what other sites have
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Outer:
+    """``left right^T`` for each record: ``(n, out)`` and ``(n, in)``, float32."""
+
+    left: torch.Tensor
+    right: torch.Tensor
+
+    def masked_fill_(self, rows: torch.Tensor, value: float) -> None:
+        """Set both vectors of the records that ``(n, 1)`` booleans name: with NaN in one of them 0 x NaN is NaN."""
+        self.left.masked_fill_(rows, value)
+        self.right.masked_fill_(rows, value)
+
+
+Gradients: TypeAlias = torch.Tensor | Outer  # (n, numbers) where written out
+
+
+def written_out(gradients: Gradients) -> torch.Tensor:
+    """``(n, numbers)``."""
+    if isinstance(gradients, torch.Tensor):
+        return gradients
+    return torch.bmm(gradients.left.unsqueeze(2), gradients.right.unsqueeze(1)).flatten(1)
+
+
+def norms_of(gradients: Gradients) -> torch.Tensor:
+    """The L2 norm of each record's gradient: ``(n,)``."""
+    if isinstance(gradients, Outer):
+        return norms_of(gradients.left) * norms_of(gradients.right)
+    norms: torch.Tensor = torch.linalg.vector_norm(gradients, dim=1)
+    return norms
+
+
+class Groups:
+    """Records in groups, each of which is summed.
+
+    Guarantees:
+      - Sums are formed in one fixed order on every device: equal inputs give equal bits.
+    """
+
+    def __init__(self, groups: Ints, *, device: torch.device, dtype: torch.dtype = torch.float32) -> None:
+        """``groups`` numbers each record's group from 0, ``(n,)``; sums are of ``dtype``, on ``device``."""
+        self._groups, self._device, self._dtype = groups, device, dtype
+        self._within = numbers_within(groups)
+        self._count, self._most = int(groups.max()) + 1, int(self._within.max()) + 1
+
+    def sums(self, gradients: Gradients, weights: torch.Tensor) -> torch.Tensor:
+        """The sum of each group's records times their ``(n,)`` weights: ``(groups, numbers)``."""
+        if isinstance(gradients, Outer):
+            left, right = self.spread(gradients.left * weights.unsqueeze(1)), self.spread(gradients.right)
+            return torch.bmm(left.transpose(1, 2), right).flatten(1)
+        found = torch.zeros(self._count, gradients.shape[1], device=self._device, dtype=self._dtype)
+        for number in range(self._most):  # no group twice: where it is, adding has no order of its own
+            chosen = np.flatnonzero(self._within == number)
+            rows = onto(chosen, gradients.device)
+            part = (gradients[rows] * weights[rows].unsqueeze(1)).to(self._device).to(self._dtype)
+            found.index_add_(0, onto(self._groups[chosen], self._device), part)
+        return found
+
+    def spread(self, rows: torch.Tensor) -> torch.Tensor:
+        """``(n, numbers)`` as ``(groups, most records, numbers)``: zeros where a group has fewer."""
+        wide = rows.to(self._device).to(self._dtype)  # in this order: Apple's GPUs have no float64
+        return wide.new_zeros(self._count, self._most, wide.shape[1]).index_put_(self._places, wide)
+
+    def gathered(self, spread: torch.Tensor) -> torch.Tensor:
+        """``spread`` back: ``(n, numbers)``."""
+        return spread[self._places]
+
+    @cached_property
+    def _places(self) -> tuple[torch.Tensor, torch.Tensor]:
+        return onto(self._groups, self._device), onto(self._within, self._device)
+
+
+def numbers_within(groups: Ints) -> Ints:
+    """The number of each record among those of its group."""
+    order = np.argsort(groups, kind="stable")
+    _, starts, counts = np.unique(groups[order], return_index=True, return_counts=True)
+    within = np.empty(len(groups), np.int64)
+    within[order] = np.arange(len(groups)) - np.repeat(starts, counts)
+    return within

@@ -117,20 +117,25 @@ class ClippedSums:
             places = onto(chosen, self._device)
             sites, where = np.unique(owners[chosen], return_inverse=True)
             weights = self._matrix(where, factors[places], len(sites))
-            index = onto(sites, self.totals.device)
             every = len(chosen) == len(owners)
             for part, at in parts:
-                summed = weights @ (part if every else part[places])
-                self.totals[:, at].index_add_(0, index, summed.to(self.totals.device).double())
+                self._add_to(sites, at, weights @ (part if every else part[places]))
 
     def _add_outer(self, parts: list[tuple[Outer, slice]], factors: torch.Tensor, owners: Ints) -> None:
         for chosen in _blocks(owners, ROWS_OF_A_SITE) if parts else ():
             sites, where = np.unique(owners[chosen], return_inverse=True)
-            rows, index = onto(chosen, self._device), onto(sites, self.totals.device)
+            rows = onto(chosen, self._device)
             groups = Groups(where, device=self.totals.device, dtype=torch.float64)
             for part, at in parts:
                 own = Outer(left=part.left[rows], right=part.right[rows])
-                self.totals[:, at].index_add_(0, index, groups.sums(own, factors[rows]))
+                self._add_to(sites, at, groups.sums(own, factors[rows]))
+
+    def _add_to(self, sites: Ints, at: slice, summed: torch.Tensor) -> None:
+        own, wide = self.totals[:, at], summed.to(self.totals.device)
+        if sites[-1] - sites[0] == len(sites) - 1:  # neighbours: one pass, without the detour by an index
+            own[int(sites[0]) : int(sites[-1]) + 1] += wide
+        else:
+            own.index_add_(0, onto(sites, own.device), wide.double())
 
     def _silence(self, parts: Sequence[Gradients], rows: torch.Tensor) -> None:
         if self._device.type == "cuda" or bool(rows.any()):  # on CUDA asking would wait for the device

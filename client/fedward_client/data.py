@@ -141,8 +141,12 @@ class SiteData:
     @cached_property
     def _by_unit(self) -> tuple[Ints, Ints]:
         order = np.argsort(self.records.units, kind="stable")
-        sizes = np.bincount(self.records.units, minlength=self.records.unit_count)
-        return _frozen(order, np.int64), _frozen(np.concatenate(([0], np.cumsum(sizes))), np.int64)
+        return _frozen(order, np.int64), _frozen(np.concatenate(([0], np.cumsum(self.records_per_unit))), np.int64)
+
+    @cached_property
+    def records_per_unit(self) -> Ints:
+        """Number of records of each unit."""
+        return _frozen(np.bincount(self.records.units, minlength=self.records.unit_count), np.int64)
 
     def records_of(self, unit: int) -> Ints:
         """Positions of the records of one unit, ascending."""

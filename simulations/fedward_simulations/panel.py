@@ -77,8 +77,8 @@ def _rows(progress: Progress, *, width: int, lines: int) -> Iterable[Row]:
         yield BLANK
         yield _epsilon_row(progress, config)
         yield _traffic_row(progress)
-    if config and progress.round:
-        yield _speed_row(progress, config)
+    if progress.round:
+        yield _speed_row(progress)
     yield _time_row(progress)
 
 
@@ -131,15 +131,15 @@ def _traffic_row(progress: Progress) -> Row:
     return "Traffic", (_bold(size(up)), (" up", "")), (_bold(size(down)), (" down", "")), ()
 
 
-def _speed_row(progress: Progress, config: RunConfig) -> Row:
+def _speed_row(progress: Progress) -> Row:
     held = ", ".join(f"{HELD[name]} {size(count)}" for name, count in progress.memory().items() if count)
     if progress.speed is None:
         return "Speed", (("-", QUIET),), (), ((held, ""),)
-    clients, units = progress.speed
+    clients, records = progress.speed
     return (
         "Speed",
         (_bold(f"{clients:,.1f} sites/s"),),
-        ((f"{units:,.0f} {config.privacy.unit}s/s", ""),),
+        ((f"{records:,.0f} records/s", ""),),
         ((held, ""),),
     )
 

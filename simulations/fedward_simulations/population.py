@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 from fedward_client.books.audit import AuditLine, Kind
@@ -56,14 +57,20 @@ def site_data(records: Records, *, config: RunConfig) -> SiteData:
     )
 
 
+def _records(held: SiteData, *, config: RunConfig) -> int:
+    sizes = held.records_per_unit[held.training_units]
+    return int(np.minimum(sizes, config.privacy.max_records_per_unit).sum())
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Population:
-    """All virtual sites of a run, by name."""
+    """All virtual sites of a run, by name. ``records``: what a pass over all training units of a site reads."""
 
     sites: Mapping[str, Site]
     keys: Mapping[str, Ed25519PublicKey]
     ledgers: Mapping[str, Ledger]
     nominal_units: Mapping[str, int]
+    records: Mapping[str, int]
 
     @classmethod
     def build(
@@ -131,6 +138,7 @@ class Population:
             keys={name: key.public_key() for name, key in keys.items()},
             ledgers=ledgers,
             nominal_units={name: held.nominal_units for name, held in data.items()},
+            records={name: _records(held, config=config) for name, held in data.items()},
         )
 
     @property

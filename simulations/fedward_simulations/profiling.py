@@ -113,11 +113,11 @@ class Profiles:
             raise OutputError(f"cannot write to {self.folder}: {error.strerror}", hint="free disk space") from None
 
     # ---- what a run tells ------------------------------------------------------------
-    def started(self, *, config: RunConfig, sites: Mapping[str, int], out: Path) -> None:
+    def started(self, *, config: RunConfig, sites: Mapping[str, int], records: Mapping[str, int], out: Path) -> None:
         """Stages of a single round have no second one."""
         self._last = config.total_rounds
         self._single = frozenset(stage.name for stage in config.stages if stage.rounds == 1)
-        self.view.started(config=config, sites=sites, out=out)
+        self.view.started(config=config, sites=sites, records=records, out=out)
 
     def round_started(self, *, round: int, stage: str, attempt: int, cohort: int) -> None:
         """A profile ends where the next round begins: the checkpoint belongs to it."""

@@ -137,14 +137,16 @@ class Progress:
         self._round_began: float | None = None
         self._pace = Pace(())
         self._units: Mapping[str, int] = {}
+        self._trained: Mapping[str, int] = {}
         self._caching_seconds = self._caching_before = 0.0
         self._tick: float | None = None
         self._drawn = 0.0
         self._speed: tuple[float, float] | None = None
 
-    def start(self, *, config: RunConfig, sites: Mapping[str, int]) -> None:
+    def start(self, *, config: RunConfig, sites: Mapping[str, int], records: Mapping[str, int]) -> None:
         """The run is prepared; what an earlier run in this view left is forgotten."""
         self.config, self._units, self._pace = config, dict(sites), Pace(config.stages)
+        self._trained = dict(records)
         self.records, self.round, self.caches, self.caching, self._speed = [], 0, {}, False, None
 
     def cache(self, *, site: str, done: int, total: int) -> None:
@@ -171,7 +173,7 @@ class Progress:
         self.answers.append(outcome)
         stages = {stage.name: stage for stage in self.config.stages} if self.config else {}
         if outcome == "update" and self.stage in stages:
-            self._drawn += self._units.get(site, 0) * _passes(stages[self.stage])
+            self._drawn += self._trained.get(site, 0) * _passes(stages[self.stage])
 
     def end_round(self, record: RoundRecord) -> None:
         """A round is over; its time without the caching inside it tells the pace."""
@@ -192,9 +194,9 @@ class Progress:
 
     @property
     def speed(self) -> tuple[float, float] | None:
-        """Of the last finished round, or of the first one so far: updates a second, and units in their steps a second.
+        """Of the last finished round, or of the first one so far: updates, and records in their steps, a second.
 
-        How many units entered a step is private at a real site, and here the expected number too.
+        How many entered a step is private at a real site; here it is the expected number.
         """
         return self._speed or self.speed_of_round
 

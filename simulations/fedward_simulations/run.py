@@ -216,7 +216,7 @@ def _continue(bench: Workbench, start: Checkpoint, *, out: Path, view: RunView, 
             clock=behaviour.now,
             sleep=behaviour.sleep,
         )
-        view.started(config=bundle.config, sites=population.nominal_units, out=out)
+        view.started(config=bundle.config, sites=population.nominal_units, records=population.records, out=out)
         state = _drive(coordinator, carrier, start.state)
         epsilons = _epsilons(books, bundle)
     return _finish(bench, state, epsilons, out=out, seconds=lambda: time.perf_counter() - began)

@@ -82,8 +82,15 @@ class RunView(Protocol):
         """Something long begins, for example ``reading data``."""
         ...
 
-    def started(self, *, config: RunConfig, sites: Mapping[str, int], out: Path) -> None:
-        """The run is prepared; ``sites`` maps names to declared, public nominal units."""
+    def started(self, *, config: RunConfig, sites: Mapping[str, int], records: Mapping[str, int], out: Path) -> None:
+        """The run is prepared.
+
+        Args:
+          config: its run file.
+          sites: declared, public nominal units by name.
+          records: what a pass over all training units reads of each; known in a simulation alone.
+          out: the result folder.
+        """
         ...
 
     def caching(self, site: str, done: int, total: int) -> None:
@@ -137,7 +144,7 @@ class _Silent:
     def preparing(self, what: str) -> None:
         pass
 
-    def started(self, *, config: RunConfig, sites: Mapping[str, int], out: Path) -> None:
+    def started(self, *, config: RunConfig, sites: Mapping[str, int], records: Mapping[str, int], out: Path) -> None:
         pass
 
     def caching(self, site: str, done: int, total: int) -> None:
@@ -168,7 +175,7 @@ class JsonView(_Silent):
         """Give stdout back."""
         self._elsewhere.close()
 
-    def started(self, *, config: RunConfig, sites: Mapping[str, int], out: Path) -> None:
+    def started(self, *, config: RunConfig, sites: Mapping[str, int], records: Mapping[str, int], out: Path) -> None:
         """Write the run's public facts."""
         self._emit(
             "started",
@@ -219,7 +226,7 @@ class LineView(_Silent):
         """Say what begins."""
         self._write(f"{what} ...")
 
-    def started(self, *, config: RunConfig, sites: Mapping[str, int], out: Path) -> None:
+    def started(self, *, config: RunConfig, sites: Mapping[str, int], records: Mapping[str, int], out: Path) -> None:
         """Say what runs and what it promises."""
         self._rounds, self._sites = config.total_rounds, len(sites)
         self._stage_width = max(len(stage.name) for stage in config.stages)
@@ -309,10 +316,10 @@ class LiveView(_Silent):
         with self._lock:
             self._progress.doing = printable(what)
 
-    def started(self, *, config: RunConfig, sites: Mapping[str, int], out: Path) -> None:
+    def started(self, *, config: RunConfig, sites: Mapping[str, int], records: Mapping[str, int], out: Path) -> None:
         """Show the run."""
         with self._lock:
-            self._progress.start(config=config, sites=sites)
+            self._progress.start(config=config, sites=sites, records=records)
 
     def caching(self, site: str, done: int, total: int) -> None:
         """Remember the progress; the next frame shows it."""

@@ -19,7 +19,7 @@ def by_label(rows: list[Row]) -> dict[str, tuple[str, str, str]]:
 
 def a_progress(rounds: int) -> Progress:
     progress = Progress(clock=lambda: 0.0)
-    progress.start(config=config(), sites=SITES)
+    progress.start(config=config(), sites=SITES, records=SITES)
     for number in range(1, rounds + 1):
         progress.begin_round(round=number, stage=record(number).stage, attempt=1, cohort=2)
         progress.answers.extend(["update"] * 2)
@@ -42,6 +42,18 @@ def test_a_run_under_way_shows_every_figure() -> None:
     assert rows["At sites"] == ("0.5000", "noisy accuracy", "at round 5")
     assert rows["Epsilon"] == ("7.99 of 8", "for the whole run", "delta 1e-05, per record")
     assert rows["Traffic"][0] == "0.2 MB up"
+
+
+def test_speed_and_memory_have_a_row_of_their_own() -> None:
+    clock = iter(range(1000))
+    progress = Progress(clock=lambda: float(next(clock)), memory=lambda: {"host": 1_500_000_000, "device": 0})
+    progress.start(config=config(), sites=SITES, records=dict.fromkeys(SITES, 4_000_000))
+    progress.begin_round(round=1, stage="head", attempt=1, cohort=2)
+    assert by_label(panel_rows(progress, width=74, lines=1))["Speed"] == ("-", "", "memory 1.5 GB")
+    progress.answer(site="site-1", outcome="update")
+    figure, records, _ = by_label(panel_rows(progress, width=74, lines=1))["Speed"]
+    assert figure.endswith(" sites/s")
+    assert records.endswith(",000 records/s")
 
 
 def test_caching_says_how_many_sites_are_ready() -> None:

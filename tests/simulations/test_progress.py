@@ -33,7 +33,7 @@ class Clock:
 
 def under_way(clock: Clock, *, rounds: int) -> Progress:
     progress = Progress(clock=clock)
-    progress.start(config=config(), sites=SITES)
+    progress.start(config=config(), sites=SITES, records=SITES)
     for number in range(1, rounds + 1):
         progress.begin_round(round=number, stage=record(number).stage, attempt=1, cohort=2)
         clock.now += 1.5
@@ -109,7 +109,7 @@ def test_caching_inside_a_round_does_not_make_rounds_look_slow() -> None:
 def test_half_of_the_features_take_as_long_as_the_other_half() -> None:
     clock = Clock()
     progress = Progress(clock=clock)
-    progress.start(config=config(stages=(HEAD,)), sites={"site-1": 100})
+    progress.start(config=config(stages=(HEAD,)), sites={"site-1": 100}, records={"site-1": 250})
     progress.begin_round(round=1, stage="head", attempt=1, cohort=1)
     progress.cache(site="site-1", done=0, total=100)
     clock.now = 10.0
@@ -145,7 +145,7 @@ def test_an_abandoned_round_is_not_done() -> None:
 
 def test_a_resumed_run_counts_the_rounds_before_it() -> None:
     progress = Progress(clock=Clock())
-    progress.start(config=config(), sites=SITES)
+    progress.start(config=config(), sites=SITES, records=SITES)
     progress.begin_round(round=5, stage="adapter", attempt=1, cohort=2)
     assert progress.rounds_done == 4
 
@@ -212,3 +212,20 @@ def test_stages_with_the_same_groups_tell_each_other() -> None:
     pace = Pace((HEAD, later))
     pace.measured("head", 2.0)
     assert pace.left(done=4, elapsed=0.0) == pytest.approx(6.0)
+
+
+def test_speed_is_updates_and_expected_records_a_second() -> None:
+    """Units of several records count with all of them; a site that refused counts with none."""
+    clock = Clock()
+    progress = Progress(clock=clock)
+    progress.start(config=config(), sites={"a": 10, "b": 10}, records={"a": 50, "b": 1000})
+    progress.begin_round(round=1, stage=HEAD.name, attempt=1, cohort=2)
+    assert progress.speed is None
+    clock.now = 2.0
+    progress.answer(site="a", outcome="update")
+    progress.answer(site="b", outcome="unavailable")
+    expected = 50 * HEAD.sampling_rate * HEAD.local_steps / 2.0
+    assert progress.speed == (0.5, pytest.approx(expected))
+    progress.end_round(record(1))
+    clock.now = 60.0
+    assert progress.speed == (0.5, pytest.approx(expected))

@@ -79,7 +79,7 @@ def test_lines_announce_the_promise_and_each_cached_site_once() -> None:
 def test_lines_name_refusals_drops_and_abandoned_rounds() -> None:
     stream = io.StringIO()
     view = LineView(stream=stream)
-    view.started(config=config(), sites=SITES, out=Path("runs/wards"))
+    view.started(config=config(), sites=SITES, records=SITES, out=Path("runs/wards"))
     view.round_finished(record(1, refused={"unavailable": 1}, dropped={"late": 1}, replied=0, abandoned=True))
     last = stream.getvalue().splitlines()[-1]
     assert "abandoned" in last

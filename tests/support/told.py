@@ -75,7 +75,7 @@ def record(round: int, **changes: Any) -> RoundRecord:
 def tell(view: RunView, *, rounds: int, out: Path = Path("runs/wards")) -> None:
     """The first rounds of a run, without its end."""
     view.preparing("reading data")
-    view.started(config=config(), sites=SITES, out=out)
+    view.started(config=config(), sites=SITES, records=SITES, out=out)
     for number in range(1, rounds + 1):
         done = record(number)
         view.round_started(round=number, stage=done.stage, attempt=1, cohort=2)

@@ -36,7 +36,7 @@ class Recorder:
     def preparing(self, what: str) -> None:
         return None
 
-    def started(self, *, config: RunConfig, sites: Mapping[str, int], out: Path) -> None:
+    def started(self, *, config: RunConfig, sites: Mapping[str, int], records: Mapping[str, int], out: Path) -> None:
         self.sites = dict(sites)
 
     def caching(self, site: str, done: int, total: int) -> None:

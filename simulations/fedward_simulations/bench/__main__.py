@@ -23,6 +23,7 @@ WITHOUT_FILES = (
     "federation",
     "ray",
     "cohort",
+    "rate",
     "memory",
 )
 

@@ -40,6 +40,7 @@ from fedward_server.loop import Coordinator, EnrolledSite
 from fedward_server.records import RoundLog
 from fedward_server.state import State
 from fedward_simulations.bench.table import Table, middle
+from fedward_simulations.device import chosen
 from fedward_simulations.engines import Computing, Engine
 from fedward_simulations.population import Population, Watcher
 from fedward_simulations.run import Workbench, cohort_of, serving
@@ -178,7 +179,8 @@ def workbench(records: int, *, clients: int = CLIENTS, model: ModelConfig | None
         stages=(StageConfig(name="both", train=("head", "adapter"), rounds=100, learning_rate=0.1),),
     )
     held = {f"site-{number}": _records(records, number) for number in range(clients)}
-    return Workbench.open(config, Source(sites=held, test=_records(CLASSES, clients), digest="0" * 64))
+    source = Source(sites=held, test=_records(CLASSES, clients), digest="0" * 64)
+    return Workbench.open(config, source, device=chosen("auto"))
 
 
 def _records(count: int, seed: int) -> Records:

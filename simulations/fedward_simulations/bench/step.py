@@ -6,9 +6,7 @@ its clipping and noise. The plain one is autograd and SGD on the same records. O
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -23,8 +21,9 @@ from fedward_common.privacy.mechanism import PrivateSum
 from fedward_common.privacy.randomness import SeededRandom
 from fedward_common.round import Training
 from fedward_simulations.bench.table import Table, middle
+from fedward_simulations.bench.timing import in_turn, one_thread
 
-__all__ = ["measure", "one_thread"]
+__all__ = ["measure"]
 
 RECORDS, TOKENS, CLASSES, RATE = 32, 32, 21, 0.1
 STEPS = 4  # of a round: as many batches as a site of the demo has
@@ -40,19 +39,14 @@ def measure(*, pairs: int = 11, model: ModelConfig | None = None) -> Table:
       model: the base; MiniLM without one.
     """
     private, plain = _rounds(model or ModelConfig(max_tokens=TOKENS))
-    took = []
     with one_thread():
-        for number in range(pairs + 1):
-            order = (private, plain) if number % 2 else (plain, private)  # neither always finds the caches warm
-            seconds = {work: _cpu_seconds(work) / STEPS for work in order}
-            took.append((seconds[private], seconds[plain]))
-    took = took[1:]
+        took = in_turn([private, plain], pairs)
     return Table(
         title=f"A training step, {RECORDS} records of {TOKENS} tokens",
         head=("step", "median (range)"),
         rows=(
-            ("private, CPU ms", middle([1e3 * ours for ours, _ in took], digits=0)),
-            ("plain, CPU ms", middle([1e3 * theirs for _, theirs in took], digits=0)),
+            ("private, CPU ms", middle([1e3 * ours / STEPS for ours, _ in took], digits=0)),
+            ("plain, CPU ms", middle([1e3 * theirs / STEPS for _, theirs in took], digits=0)),
             ("private over plain", middle([ours / theirs for ours, theirs in took])),
         ),
         note=f"LoRA of rank 8 on query and value, and the head; {pairs} pairs of rounds of "
@@ -96,20 +90,3 @@ def _records() -> Records:
         unit_ids=tuple(str(number) for number in range(RECORDS)),
         sites=None,
     )
-
-
-def _cpu_seconds(work: Callable[[], object]) -> float:
-    began = time.process_time()
-    work()
-    return time.process_time() - began
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Torch computes in one thread while this is open."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)

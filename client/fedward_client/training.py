@@ -365,6 +365,9 @@ class LocalWork:
     def done(self) -> LocalResult:
         """Compute it here and now, alone: metrics of the received adapter, then training."""
         trainer, metric = self.trainer, self.metric
+        if self.training.groups == ("head",):  # before metrics, which are then of the same bits in every round
+            trainer.model.load(self.adapter)
+            trainer.features(self.adapter)
         metrics = trainer.evaluate(self.round, self.adapter, metric, cap=self.step) if metric else None
         return LocalResult(delta=trainer.train(self.round, self.adapter, self.training, self.step), metrics=metrics)
 

@@ -105,9 +105,7 @@ class AdapterSpec:
           SpecMismatch: a group is unknown or named twice.
         """
         chosen = tuple(groups)
-        if chosen not in self._subsets:
-            self._subsets[chosen] = self._subset(chosen)
-        return self._subsets[chosen]
+        return self._subsets.get(chosen) or self._subsets.setdefault(chosen, self._subset(chosen))
 
     @cached_property
     def _subsets(self) -> dict[tuple[str, ...], AdapterSpec]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import weakref
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -14,8 +15,9 @@ from fedward_common.privacy.mechanism import PrivateMetric, PrivateSum
 from fedward_common.round import Training
 from fedward_simulations.cohort import engine, memory
 from fedward_simulations.cohort.engine import Cohort
-from fedward_simulations.cohort.gradients import ROWS_OF_A_SITE
+from fedward_simulations.cohort.gradients import ROWS_OF_A_SITE, silenced, written_out
 from fedward_simulations.cohort.source import Source
+from fedward_simulations.cohort.stacking import Stack
 from fedward_simulations.cohort.sums import ClippedSums
 from fedward_simulations.run import Workbench
 from support.cohort import METHODS, somewhere, trainer_of
@@ -249,6 +251,28 @@ def test_the_model_is_left_as_it_was(bench: Workbench) -> None:
     works = works_of(bench, (5, 6), training("adapter", "head", steps=2))
     results(works)
     assert not any("forward" in vars(module) for module in bench.prepared.model.modules())
+
+
+def test_silencing_a_record_changes_nothing_of_the_model(bench: Workbench) -> None:
+    """What a layer reads may be a tensor of the base model's own, for all records the same."""
+    model = bench.prepared.model
+    stack, read = Stack(model=model, groups=("head",)), torch.ones(1, model.head.in_features)
+    stack.expect(np.array([0, 0, 1]))
+    with stack.in_place():
+        model.head(read.expand(3, -1)).sum().backward()
+    every = torch.ones(3, dtype=torch.bool)
+    assert all(not written_out(silenced(part, every)).any() for part in stack.gradients())
+    assert torch.equal(read, torch.ones_like(read))
+
+
+def test_metrics_are_of_the_same_bits_whether_features_were_cached_or_not(bench: Workbench) -> None:
+    """So a run that was resumed within a stage writes what it would have written."""
+    once, again = (works_of(bench, (6, 9), training("head"), multiplier=ALMOST_NONE) for _ in range(2))
+    for work in again:
+        work.done()
+    for compute in (results, lambda works: [work.done() for work in works]):
+        cold = [work.metrics for work in compute(once)]
+        assert cold == [work.metrics for work in compute(again)]
 
 
 @pytest.mark.parametrize("per_unit", [1, 3])

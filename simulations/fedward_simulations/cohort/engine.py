@@ -153,9 +153,10 @@ class _Together:
     def outcomes(self) -> list[Outcome]:
         """Metrics of the received adapter first, then training."""
         self.model.load(self.adapter)
+        source = self._training_source()  # features before metrics, which are then of the same bits in every round
         with span("cohort: metrics of the received adapter"):
             metrics = self._metrics()
-        deltas = self._deltas()
+        deltas = self._deltas(source)
         return [
             self.faults.get(number) or LocalResult(delta=deltas[number], metrics=metrics[number])
             for number in range(len(self.works))
@@ -187,12 +188,11 @@ class _Together:
         return np.split(means, np.cumsum([len(own) for own in chosen])[:-1])
 
     # ---- training -----------------------------------------------------------------------
-    def _deltas(self) -> list[Adapter]:
+    def _deltas(self, source: Source) -> list[Adapter]:
         stack = Stack(model=self.model, groups=self.training.groups)
         start = torch.from_numpy(self.adapter.subset(self.training.groups).vector.copy()).to(self.model.device)
         weights = torch.nn.Parameter(start.expand(len(self.works), -1).clone())
         optimizer = local_optimizer([weights], self.training)
-        source = self._training_source()
         with stack.in_place():
             for step in range(self.training.local_steps):
                 totals = self._totals(stack, source, step)

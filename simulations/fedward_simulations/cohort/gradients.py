@@ -25,24 +25,20 @@ from numpy.typing import NDArray
 
 from fedward_simulations.device import onto
 
-__all__ = ["ROWS_OF_A_SITE", "Gradients", "Groups", "Outer", "norms_of", "numbers_within", "written_out"]
+__all__ = ["ROWS_OF_A_SITE", "Gradients", "Groups", "Outer", "norms_of", "numbers_within", "silenced", "written_out"]
 
 Ints = NDArray[np.int64]
 
-ROWS_OF_A_SITE = 256  # in one matrix product: more would pad what other sites have
+ROWS_OF_A_SITE = 64  # in one matrix product: more would pad what other sites have
+MOST_PADDING = 4  # slots for each record; beyond, products are written out
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Outer:
-    """``left right^T`` for each record: ``(n, out)`` and ``(n, in)``, float32."""
+    """``left right^T`` for each record: ``(n, out)`` and ``(n, in)``, float32; maybe the model's own: read only."""
 
     left: torch.Tensor
     right: torch.Tensor
-
-    def masked_fill_(self, rows: torch.Tensor, value: float) -> None:
-        """Set both vectors of the records that ``(n, 1)`` booleans name: with NaN in one of them 0 x NaN is NaN."""
-        self.left.masked_fill_(rows, value)
-        self.right.masked_fill_(rows, value)
 
 
 Gradients: TypeAlias = torch.Tensor | Outer  # (n, numbers) where written out
@@ -55,11 +51,24 @@ def written_out(gradients: Gradients) -> torch.Tensor:
     return torch.bmm(gradients.left.unsqueeze(2), gradients.right.unsqueeze(1)).flatten(1)
 
 
+def silenced(gradients: Gradients, records: torch.Tensor) -> Gradients:
+    """Zeros for the records that ``(n,)`` booleans name; what is written out is changed in place."""
+    if isinstance(gradients, torch.Tensor):
+        return gradients.masked_fill_(records.unsqueeze(1), 0.0)
+    both = (part.masked_fill(records.unsqueeze(1), 0.0) for part in (gradients.left, gradients.right))
+    return Outer(left=next(both), right=next(both))  # with NaN in one of them 0 x NaN would be NaN
+
+
 def norms_of(gradients: Gradients) -> torch.Tensor:
-    """The L2 norm of each record's gradient: ``(n,)``."""
-    if isinstance(gradients, Outer):
-        return norms_of(gradients.left) * norms_of(gradients.right)
-    norms: torch.Tensor = torch.linalg.vector_norm(gradients, dim=1)
+    """The L2 norm of each record's gradient: ``(n,)``; of products in float64 where the device has it."""
+    norms: torch.Tensor
+    if isinstance(gradients, torch.Tensor):
+        norms = torch.linalg.vector_norm(gradients, dim=1)
+        return norms
+    # one factor's squares may leave float32's range where the products of both do not; Apple's GPUs have nothing wider
+    wide = torch.float32 if gradients.left.device.type == "mps" else torch.float64
+    left, right = (torch.linalg.vector_norm(part, dim=1, dtype=wide) for part in (gradients.left, gradients.right))
+    norms = left * right
     return norms
 
 
@@ -78,16 +87,19 @@ class Groups:
 
     def sums(self, gradients: Gradients, weights: torch.Tensor) -> torch.Tensor:
         """The sum of each group's records times their ``(n,)`` weights: ``(groups, numbers)``."""
-        if isinstance(gradients, Outer):
-            left, right = self.spread(gradients.left * weights.unsqueeze(1)), self.spread(gradients.right)
-            return torch.bmm(left.transpose(1, 2), right).flatten(1)
-        found = torch.zeros(self._count, gradients.shape[1], device=self._device, dtype=self._dtype)
-        for number in range(self._most):  # no group twice: where it is, adding has no order of its own
-            chosen = np.flatnonzero(self._within == number)
-            rows = onto(chosen, gradients.device)
-            part = (gradients[rows] * weights[rows].unsqueeze(1)).to(self._device).to(self._dtype)
-            found.index_add_(0, onto(self._groups[chosen], self._device), part)
-        return found
+        if isinstance(gradients, Outer) and self._count * self._most <= MOST_PADDING * len(self._groups):
+            left = self.spread(gradients.left) * self.spread(weights.unsqueeze(1))
+            return torch.bmm(left.transpose(1, 2), self.spread(gradients.right)).flatten(1)
+        return self._summed(written_out(gradients), weights.unsqueeze(1))
+
+    def _summed(self, rows: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+        wide, own = (values.to(self._device).to(self._dtype) for values in (rows, weights))
+        if self._device.type == "cuda":  # its index_add_ adds in any order
+            matrix = wide.new_zeros(self._count, len(self._groups))
+            matrix[self._places[0], torch.arange(len(self._groups), device=self._device)] = own.squeeze(1)
+            return matrix @ wide
+        found = wide.new_zeros(self._count, wide.shape[1])
+        return found.index_add_(0, self._places[0], wide * own)
 
     def spread(self, rows: torch.Tensor) -> torch.Tensor:
         """``(n, numbers)`` as ``(groups, most records, numbers)``: zeros where a group has fewer."""

@@ -186,7 +186,7 @@ class Stack:
         wide, read = gradient.detach().float(), x.detach().float()
         if x.shape[1] == 1:
             left = wide.squeeze(1)
-            self._add(layer.weight, Outer(left=left.clone(), right=read.squeeze(1)))
+            self._add(layer.weight, Outer(left=left, right=read.squeeze(1)))
             biases: Gradients = Outer(left=left, right=left.new_ones(len(left), 1))
         else:
             self._add(layer.weight, torch.bmm(wide.transpose(1, 2), read).flatten(1))

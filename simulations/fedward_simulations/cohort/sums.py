@@ -14,7 +14,15 @@ from numpy.typing import NDArray
 
 from fedward_client.training import SUM_BLOCK
 from fedward_common.privacy.mechanism import MARGIN, PrivateSum
-from fedward_simulations.cohort.gradients import ROWS_OF_A_SITE, Gradients, Groups, Outer, norms_of, numbers_within
+from fedward_simulations.cohort.gradients import (
+    ROWS_OF_A_SITE,
+    Gradients,
+    Groups,
+    Outer,
+    norms_of,
+    numbers_within,
+    silenced,
+)
 from fedward_simulations.cohort.records import FlatRecords
 from fedward_simulations.device import onto
 
@@ -93,7 +101,7 @@ class ClippedSums:
 
     def _units(self, gradients: Sequence[Gradients], owners: Ints, units: Ints, shares: NDArray[np.float32]) -> _Units:
         broken = ~torch.isfinite(_norms(gradients))
-        self._silence(gradients, broken)  # in a sum with others 0 x NaN is NaN
+        gradients = self._silenced(gradients, broken)  # in a sum with others 0 x NaN is NaN
         _, first, where = np.unique(units, return_index=True, return_inverse=True)
         groups = Groups(np.argsort(np.argsort(first))[where], device=self._device)  # in the order of the batch
         weights = onto(shares, self._device)
@@ -107,8 +115,7 @@ class ClippedSums:
         factors = clip_factors(_norms(parts), self._mechanism)
         if broken is not None:
             factors = factors.masked_fill(broken, 0.0)
-        self._silence(parts, factors == 0)
-        placed = list(zip(parts, self._slices, strict=True))
+        placed = list(zip(self._silenced(parts, factors == 0), self._slices, strict=True))
         self._add_rows([(part, at) for part, at in placed if isinstance(part, torch.Tensor)], factors, owners)
         self._add_outer([(part, at) for part, at in placed if isinstance(part, Outer)], factors, owners)
 
@@ -137,10 +144,10 @@ class ClippedSums:
         else:
             own.index_add_(0, onto(sites, own.device), wide.double())
 
-    def _silence(self, parts: Sequence[Gradients], rows: torch.Tensor) -> None:
-        if self._device.type == "cuda" or bool(rows.any()):  # on CUDA asking would wait for the device
-            for part in parts:
-                part.masked_fill_(rows.unsqueeze(1), 0.0)
+    def _silenced(self, parts: Sequence[Gradients], records: torch.Tensor) -> Sequence[Gradients]:
+        if self._device.type == "cuda" or bool(records.any()):  # on CUDA asking would wait for the device
+            return [silenced(part, records) for part in parts]
+        return parts
 
     def _matrix(self, rows: Ints, values: torch.Tensor, count: int) -> torch.Tensor:
         # (count, n) with values[j] at (rows[j], j): a product with it sums in one fixed order, on every device
@@ -150,7 +157,9 @@ class ClippedSums:
 
 
 def _norms(parts: Sequence[Gradients]) -> torch.Tensor:
-    joint: torch.Tensor = torch.linalg.vector_norm(torch.stack([norms_of(part) for part in parts]), dim=0)
+    found = [norms_of(part) for part in parts]
+    wide = torch.float64 if any(norms.dtype is torch.float64 for norms in found) else torch.float32
+    joint: torch.Tensor = torch.linalg.vector_norm(torch.stack([norms.to(wide) for norms in found]), dim=0)
     return joint
 
 

@@ -1,7 +1,7 @@
 """``[simulation]``: how virtual sites misbehave. A deployment never reads it: there, sites misbehave by themselves.
 
-What these numbers mean to a run is decided in ``fedward_simulations.faults``, as a pure function of seed, site, round
-and attempt. Nothing here can affect privacy.
+What these numbers mean to a run is decided in ``fedward_simulations.sites.faults``, as a pure function of seed, site,
+round and attempt. Nothing here can affect privacy.
 
 Example:
     >>> SimulationConfig(dropout=0.1, compute_s=60.0, straggle_sigma=0.8).dropout

@@ -24,7 +24,7 @@ from fedward_simulations.ray.cluster import RayCluster
 
 if TYPE_CHECKING:
     from fedward_common.config import RunConfig
-    from fedward_simulations.view import RunView
+    from fedward_simulations.watching.view import RunView
 
 __all__ = ["main"]
 
@@ -70,7 +70,7 @@ def demo(
     """Automatic diagnosis coding at ten virtual hospitals: real model, real text, no network."""
     from fedward_common.config import RunConfig
     from fedward_simulations.demo import demo_config, quick_config
-    from fedward_simulations.folders import move_aside
+    from fedward_simulations.results.folders import move_aside
 
     chosen = quick_config(seed=seed) if quick else demo_config(seed=seed)
     config = RunConfig.from_toml(chosen.to_toml(), overrides=settings or [], source="demo")
@@ -127,7 +127,7 @@ def prepare(
 ) -> None:
     """Make the bundle that a server without torch runs: `fedward-server run BUNDLE`. No data is read."""
     from fedward_common.config import RunConfig
-    from fedward_simulations.folders import claim_folder, write_bundle
+    from fedward_simulations.results.folders import claim_folder, write_bundle
 
     config = RunConfig.load(run_file, overrides=settings or [])
     target = out or Path(f"bundles/{config.name}")
@@ -170,8 +170,8 @@ def inspect(
     settings: Settings = None,
 ) -> None:
     """Show a file's columns and counts, and write a run file with good defaults; or show a run file's partition."""
-    from fedward_simulations.inspect import inspect_file, render_toml, suggest
-    from fedward_simulations.view import print_columns
+    from fedward_simulations.dealing.inspect import inspect_file, render_toml, suggest
+    from fedward_simulations.watching.view import print_columns
 
     if file.startswith("@") or file.endswith(".toml"):
         if any((write, text, label, site, unit)):
@@ -193,9 +193,9 @@ def inspect(
 
 
 def _show_partition(config: RunConfig, plot: Path | None) -> None:
-    from fedward_simulations.deal import Deal, method_line
-    from fedward_simulations.report import draw_deal
-    from fedward_simulations.sources import read_source
+    from fedward_simulations.dealing.deal import Deal, method_line
+    from fedward_simulations.dealing.sources import read_source
+    from fedward_simulations.results.report import draw_deal
 
     source = read_source(config)
     deal = Deal.of(source.sites, labels=config.task.labels, title=method_line(config.partition))
@@ -254,8 +254,8 @@ def evaluate(
 ) -> None:
     """Accuracy, macro F1 and per-class figures of a finished adapter on a file."""
     from fedward_client.data import load_records
-    from fedward_simulations.finished import FinishedRun
-    from fedward_simulations.view import print_metrics
+    from fedward_simulations.results.finished import FinishedRun
+    from fedward_simulations.watching.view import print_metrics
 
     finished = FinishedRun.open(directory)
     records = load_records(finished.data_columns(), finished.labels, source=data)
@@ -274,7 +274,7 @@ def predict(
     json_lines: Json = False,
 ) -> None:
     """The label and its probability for each text."""
-    from fedward_simulations.finished import FinishedRun
+    from fedward_simulations.results.finished import FinishedRun
 
     if (text is None) == (file is None):
         raise InputError("predict takes --text or --file", hint="for example --text 'acute otitis media'")
@@ -288,7 +288,7 @@ def predict(
 @app.command()
 def report(directory: RunDirectory) -> None:
     """Draw a run's plots again."""
-    from fedward_simulations.report import draw_plots
+    from fedward_simulations.results.report import draw_plots
 
     for path in draw_plots(directory):
         typer.echo(str(path))
@@ -305,7 +305,7 @@ def _load(run_file: str, settings: list[str] | None) -> RunConfig:
 
 
 def _view(json_lines: bool, lines: bool) -> RunView:
-    from fedward_simulations.view import OutputMode, choose_view
+    from fedward_simulations.watching.view import OutputMode, choose_view
 
     if json_lines and lines:
         raise InputError("--json and --lines exclude each other", hint="choose one")
@@ -313,8 +313,8 @@ def _view(json_lines: bool, lines: bool) -> RunView:
 
 
 def _simulate(config: RunConfig, out: Path, view: RunView, *, compare: bool, computing: Computing = BY_DEFAULT) -> None:
-    from fedward_simulations.folders import claim_folder
-    from fedward_simulations.sources import read_source
+    from fedward_simulations.dealing.sources import read_source
+    from fedward_simulations.results.folders import claim_folder
 
     computing.check(config)
     claim_folder(out)
@@ -336,8 +336,8 @@ def _simulate(config: RunConfig, out: Path, view: RunView, *, compare: bool, com
 
 
 def _resume(out: Path, view: RunView, *, computing: Computing) -> None:
-    from fedward_simulations.folders import read_stopped
-    from fedward_simulations.sources import read_source
+    from fedward_simulations.dealing.sources import read_source
+    from fedward_simulations.results.folders import read_stopped
 
     stopped = read_stopped(out)
     computing.check(stopped.bundle.config)

@@ -13,10 +13,10 @@ from fedward_client.training import SiteInputs
 from fedward_common.modeling.base import load_base
 from fedward_simulations.demo import head_only
 from fedward_simulations.engines import BY_DEFAULT, Computing
-from fedward_simulations.folders import write_summary
 from fedward_simulations.reference import Logits, ReferenceSite, reference_run
+from fedward_simulations.results.folders import write_summary
 from fedward_simulations.run import Workbench, run
-from fedward_simulations.view import RunView
+from fedward_simulations.watching.view import RunView
 
 __all__ = ["reference_sites", "with_comparison", "without_privacy"]
 

@@ -6,8 +6,8 @@ Base all-MiniLM-L6-v2, data ICD-10-CM, both from installed packages; what is run
 from __future__ import annotations
 
 from fedward_common.config import DataConfig, PartitionConfig, RunConfig, StageConfig, TaskConfig
-from fedward_simulations.quickstart import icd_labels
-from fedward_simulations.sources import BUILT_IN
+from fedward_simulations.dealing.quickstart import icd_labels
+from fedward_simulations.dealing.sources import BUILT_IN
 
 __all__ = ["demo_config", "head_only", "quick_config"]
 

@@ -24,11 +24,11 @@ from typing import TYPE_CHECKING, Any
 
 from fedward_common.errors import OutputError
 from fedward_common.round import RoundRecord
-from fedward_simulations.tables import aligned
+from fedward_simulations.results.tables import aligned
 
 if TYPE_CHECKING:
     from fedward_common.config import RunConfig
-    from fedward_simulations.view import RunView
+    from fedward_simulations.watching.view import RunView
 
 __all__ = ["Profiles", "Share", "span"]
 

@@ -33,22 +33,22 @@ from fedward_server.export import export_adapter
 from fedward_server.loop import Coordinator, EnrolledSite
 from fedward_server.records import RoundLog
 from fedward_server.state import State
-from fedward_simulations.behaviour import Behaviour, Carrier, Unreliable
 from fedward_simulations.cohort.doors import CohortDoors
 from fedward_simulations.cohort.engine import Cohort
 from fedward_simulations.cohort.memory import sites_that_fit
+from fedward_simulations.dealing.sources import Source
 from fedward_simulations.device import peak_bytes
 from fedward_simulations.engines import BY_DEFAULT, Computing, Engine
 from fedward_simulations.evaluation import TestEvaluator
-from fedward_simulations.faults import with_flipped_labels
-from fedward_simulations.folders import StoppedRun, lay_out, write_summary
 from fedward_simulations.grid import InProcessGrid, node_ids
-from fedward_simulations.ledgers import LedgerFile
-from fedward_simulations.population import Population, Watcher, site_data
 from fedward_simulations.prepare import Prepared, prepare
-from fedward_simulations.report import draw_plots, load_rounds
-from fedward_simulations.sources import Source
-from fedward_simulations.view import RunView
+from fedward_simulations.results.folders import StoppedRun, lay_out, write_summary
+from fedward_simulations.results.report import draw_plots, load_rounds
+from fedward_simulations.sites.behaviour import Behaviour, Carrier, Unreliable
+from fedward_simulations.sites.faults import with_flipped_labels
+from fedward_simulations.sites.ledgers import LedgerFile
+from fedward_simulations.sites.population import Population, Watcher, site_data
+from fedward_simulations.watching.view import RunView
 
 if TYPE_CHECKING:
     import torch

@@ -21,8 +21,8 @@ from fedward_common.privacy.journal import MemoryJournal
 from fedward_common.privacy.ledger import Ledger
 from fedward_common.privacy.randomness import SecureRandom, SeededRandom
 from fedward_common.round import Code, Refusal, Reply, Update
-from fedward_simulations.population import Population, Watcher
 from fedward_simulations.run import Workbench
+from fedward_simulations.sites.population import Population, Watcher
 from support.federation import KEYS, plan_bytes, plan_of, population_of, site_of, small_bench
 
 OPERATOR = new_key()

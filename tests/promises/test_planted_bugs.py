@@ -21,7 +21,7 @@ from scipy import stats  # type: ignore[import-untyped, unused-ignore]
 from torch.nn import functional
 
 import fedward_client.data
-import fedward_simulations.population
+import fedward_simulations.sites.population
 from fedward_client.data import Records, SiteData
 from fedward_client.trainers import SiteTrainers
 from fedward_client.training import LocalTrainer, SiteInputs
@@ -32,8 +32,8 @@ from fedward_common.privacy.ledger import Ledger
 from fedward_common.privacy.mechanism import PrivateSum
 from fedward_common.privacy.randomness import Randomness, SecureRandom, SeededRandom
 from fedward_common.round import Training, Update
-from fedward_simulations.population import Population
 from fedward_simulations.run import Workbench
+from fedward_simulations.sites.population import Population
 from support import planted
 from support.federation import KEYS, LABELS, SILENT, plan_bytes, plan_of, population_of, small_bench, some_records
 from support.heard import heard_steps
@@ -269,7 +269,7 @@ def check_the_side_of_a_patient_never_changes(ground: Ground) -> None:
     orders = (range(len(records)), range(len(records))[::-1], range(len(records))[len(records) // 3 :])
     sides: dict[str, set[bool]] = {}
     for order in orders:
-        data = fedward_simulations.population.site_data(records.select(list(order)), config=config)
+        data = fedward_simulations.sites.population.site_data(records.select(list(order)), config=config)
         for name, side in zip(data.records.unit_ids, data.validation, strict=True):
             sides.setdefault(name, set()).add(bool(side))
     assert all(len(found) == 1 for found in sides.values())

@@ -80,7 +80,7 @@ def test_no_module_of_a_site_prints_or_opens_a_connection() -> None:
 def test_a_canary_in_the_data_is_in_no_reply_note_or_log(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    from fedward_simulations.population import Watcher
+    from fedward_simulations.sites.population import Watcher
 
     bench = small_bench(tmp_path, sites=1)
     records = bench.data["site-1"].records
@@ -91,8 +91,8 @@ def test_a_canary_in_the_data_is_in_no_reply_note_or_log(
         unit_ids=tuple(f"{CANARY} {name}" for name in records.unit_ids),
         sites=None,
     )
+    from fedward_simulations.dealing.sources import Source
     from fedward_simulations.run import Workbench
-    from fedward_simulations.sources import Source
 
     source = Source(sites={"site-1": planted}, test=bench.source.test, digest="0" * 64)
     poisoned = Workbench.open(bench.prepared.bundle.config, source)

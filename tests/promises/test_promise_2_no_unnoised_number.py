@@ -14,8 +14,8 @@ from fedward_client.training import LocalTrainer
 from fedward_common.codec import decode_reply, new_key
 from fedward_common.privacy.mechanism import PrivateSum
 from fedward_common.round import Update
-from fedward_simulations.population import Population
 from fedward_simulations.run import Workbench
+from fedward_simulations.sites.population import Population
 from support.federation import plan_bytes, population_of, small_bench
 
 OPERATOR = new_key()

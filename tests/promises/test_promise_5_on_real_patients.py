@@ -15,9 +15,9 @@ from fedward_client.training import LocalTrainer, SiteInputs
 from fedward_common.config import DataConfig, PartitionConfig, PartitionMethod
 from fedward_common.privacy.mechanism import PrivateSum
 from fedward_common.privacy.randomness import SeededRandom
-from fedward_simulations.partition import holdout, partition
-from fedward_simulations.population import site_data
+from fedward_simulations.dealing.partition import holdout, partition
 from fedward_simulations.run import Workbench
+from fedward_simulations.sites.population import site_data
 from support.federation import plan_of, small_bench, small_config
 from support.shared import shared_rows
 

@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 
-from fedward_simulations.faults import Fate, FaultPlan, Temper, tempers
-from fedward_simulations.folders import read_stopped
-from fedward_simulations.ledgers import LedgerFile
-from fedward_simulations.population import site_data
+from fedward_simulations.results.folders import read_stopped
 from fedward_simulations.run import run
-from fedward_simulations.view import OutputMode, choose_view
+from fedward_simulations.sites.faults import Fate, FaultPlan, Temper, tempers
+from fedward_simulations.sites.ledgers import LedgerFile
+from fedward_simulations.sites.population import site_data
+from fedward_simulations.watching.view import OutputMode, choose_view
 from support.federation import small_bench
 from support.watch import Recorder
 

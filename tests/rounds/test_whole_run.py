@@ -14,9 +14,9 @@ from fedward_common.privacy.accounting import epsilon
 from fedward_common.round import Code
 from fedward_server.checkpoint import Checkpoints
 from fedward_simulations.engines import Computing, Engine
-from fedward_simulations.folders import read_stopped
-from fedward_simulations.ledgers import LedgerFile
+from fedward_simulations.results.folders import read_stopped
 from fedward_simulations.run import resume, run
+from fedward_simulations.sites.ledgers import LedgerFile
 from support.federation import small_bench
 from support.watch import Recorder
 

@@ -220,7 +220,7 @@ def test_the_readmes_snippet_gives_the_same_logits_without_fedward(demo: Path) -
     assert "fedward" not in code
     from fedward_common.config import ModelConfig
     from fedward_common.modeling.base import locate
-    from fedward_simulations.finished import FinishedRun
+    from fedward_simulations.results.finished import FinishedRun
 
     base = locate(ModelConfig(base="minilm"))
     code = re.sub(r"(?m)^folder = .*$", f"folder = {str(demo / 'adapter')!r}", code)

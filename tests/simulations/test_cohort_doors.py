@@ -11,8 +11,8 @@ from fedward_common.privacy.facts import Outcome as Settled
 from fedward_common.round import Code, Refusal, Update
 from fedward_simulations.cohort.doors import CohortDoors
 from fedward_simulations.cohort.engine import Cohort, Outcome
-from fedward_simulations.population import Population
 from fedward_simulations.run import Workbench
+from fedward_simulations.sites.population import Population
 from support.federation import KEYS, plan_bytes, plan_of, population_of, small_bench
 
 OPERATOR = new_key()

@@ -12,7 +12,7 @@ import pytest
 from fedward_common.errors import ConfigError
 from fedward_simulations import scenarios
 from fedward_simulations.cli import main
-from fedward_simulations.faults import Temper, tempers
+from fedward_simulations.sites.faults import Temper, tempers
 from support.shared import shared_rows
 from support.tiny import tiny_base
 

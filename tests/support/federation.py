@@ -22,9 +22,9 @@ from fedward_common.config import DataConfig, RunConfig
 from fedward_common.round import RoundPlan
 from fedward_server.loop import plan_for
 from fedward_server.state import State
-from fedward_simulations.population import Population, Watcher
+from fedward_simulations.dealing.sources import Source
 from fedward_simulations.run import Workbench
-from fedward_simulations.sources import Source
+from fedward_simulations.sites.population import Population, Watcher
 from support.tiny import WORDS, tiny_base
 
 LABELS = ("lung", "skin", "bone")

@@ -21,7 +21,7 @@ import torch
 from numpy.typing import NDArray
 
 import fedward_client.data
-import fedward_simulations.population
+import fedward_simulations.sites.population
 from fedward_client.data import Records, SiteData
 from fedward_client.trainers import SiteTrainers
 from fedward_client.training import LocalTrainer, PhysicalBatch, UnitOptimizer
@@ -253,7 +253,7 @@ def metrics_split_by_seed(patch: Patch) -> None:
     def wrong(unit_ids: Any, *, key: bytes, fraction: float) -> NDArray[np.bool_]:
         return np.random.default_rng(3).random(len(unit_ids)) < fraction
 
-    patch.setattr(fedward_simulations.population, "split_validation", wrong)
+    patch.setattr(fedward_simulations.sites.population, "split_validation", wrong)
 
 
 def a_real_site_splits_by_the_plans_seed(patch: Patch) -> None:

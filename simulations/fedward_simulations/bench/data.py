@@ -9,10 +9,10 @@ from pathlib import Path
 
 from fedward_common.config import RunConfig
 from fedward_simulations.bench.table import Table
-from fedward_simulations.inspect import inspect_file, suggest
+from fedward_simulations.dealing.inspect import inspect_file, suggest
+from fedward_simulations.dealing.sources import read_source
 from fedward_simulations.run import Workbench, run
-from fedward_simulations.sources import read_source
-from fedward_simulations.view import LineView
+from fedward_simulations.watching.view import LineView
 
 __all__ = ["measure"]
 

@@ -40,11 +40,11 @@ from fedward_server.loop import Coordinator, EnrolledSite
 from fedward_server.records import RoundLog
 from fedward_server.state import State
 from fedward_simulations.bench.table import Table, middle
+from fedward_simulations.dealing.sources import Source
 from fedward_simulations.device import chosen
 from fedward_simulations.engines import Computing, Engine
-from fedward_simulations.population import Population, Watcher
 from fedward_simulations.run import Workbench, cohort_of, serving
-from fedward_simulations.sources import Source
+from fedward_simulations.sites.population import Population, Watcher
 
 __all__ = ["ENGINES", "Opener", "by", "measure", "workbench"]
 

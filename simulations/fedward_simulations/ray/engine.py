@@ -43,9 +43,9 @@ from flwr.superlink.grid import InMemoryGrid
 
 from fedward_common.privacy.grants import Budget
 from fedward_common.privacy.ledger import Ledger
-from fedward_simulations.ledgers import Export
 from fedward_simulations.ray.cluster import undisturbed
 from fedward_simulations.ray.sites import ON_PURPOSE, Description, Kept, SiteApp
+from fedward_simulations.sites.ledgers import Export
 
 __all__ = ["RaySites"]
 

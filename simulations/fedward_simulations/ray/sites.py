@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from ray import ObjectRef
 
     from fedward_server.bundle import Bundle
-    from fedward_simulations.population import Population
     from fedward_simulations.prepare import Prepared
+    from fedward_simulations.sites.population import Population
 
 __all__ = ["ON_PURPOSE", "Description", "Kept", "SiteApp", "Workplace"]
 
@@ -193,7 +193,7 @@ class Workplace:
 
     def _site(self, name: str, kept: Kept) -> _Here:
         from fedward_client.training import SiteInputs
-        from fedward_simulations.population import Population, Watcher, site_data
+        from fedward_simulations.sites.population import Population, Watcher, site_data
 
         told = self.description
         data = site_data(told.records[name], config=told.config)

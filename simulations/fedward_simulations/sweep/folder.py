@@ -19,7 +19,7 @@ from typing import Any
 
 from fedward_common.config import RunConfig
 from fedward_common.errors import ConfigError, DataError, OutputError
-from fedward_simulations.folders import claim_folder, read_summary, whole
+from fedward_simulations.results.folders import claim_folder, read_summary, whole
 from fedward_simulations.sweep.plan import Job, Plan
 
 __all__ = ["Status", "SweepFolder"]

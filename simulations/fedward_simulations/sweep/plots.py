@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fedward_simulations.folders import whole
-from fedward_simulations.report import BLUE, DPI, GREY, INK, ORANGE, WIDTH, load_rounds
+from fedward_simulations.results.folders import whole
+from fedward_simulations.results.report import BLUE, DPI, GREY, INK, ORANGE, WIDTH, load_rounds
 from fedward_simulations.sweep.folder import Status, SweepFolder
 from fedward_simulations.sweep.plan import Plan, Point
 from fedward_simulations.sweep.table import Results

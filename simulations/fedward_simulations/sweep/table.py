@@ -22,7 +22,7 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
-from fedward_simulations.folders import whole
+from fedward_simulations.results.folders import whole
 from fedward_simulations.sweep.folder import Status, SweepFolder
 from fedward_simulations.sweep.plan import Job, Plan, Point
 

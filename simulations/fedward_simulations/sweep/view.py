@@ -16,9 +16,9 @@ import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Protocol, Self, TextIO
 
-from fedward_simulations.progress import about, duration, printable
 from fedward_simulations.sweep.progress import SweepProgress
-from fedward_simulations.view import shows_panels, write_line
+from fedward_simulations.watching.progress import about, duration, printable
+from fedward_simulations.watching.view import shows_panels, write_line
 
 if TYPE_CHECKING:
     from rich.live import Live

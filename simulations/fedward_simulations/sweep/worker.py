@@ -25,7 +25,7 @@ from fedward_common.errors import FedwardError, OutputError
 from fedward_simulations.engines import BY_DEFAULT, Computing
 
 if TYPE_CHECKING:
-    from fedward_simulations.folders import StoppedRun
+    from fedward_simulations.results.folders import StoppedRun
     from fedward_simulations.run import Workbench
 
 __all__ = ["Advanced", "Ended", "Failed", "News", "Order", "kinship", "serve"]
@@ -120,8 +120,8 @@ class Bench:
           FedwardError: data, base model or promise cannot be used.
         """
         from fedward_common.privacy.grants import Quote
+        from fedward_simulations.dealing.sources import read_source
         from fedward_simulations.run import Workbench
-        from fedward_simulations.sources import read_source
 
         if self._held is None or self._kin != order.kin:
             self._held = None  # the old one's memory goes first
@@ -184,7 +184,7 @@ def _stopped(out: Path) -> StoppedRun | None:
     Raises:
       OutputError: it began, and cannot be read.
     """
-    from fedward_simulations.folders import read_stopped
+    from fedward_simulations.results.folders import read_stopped
 
     if not out.exists():
         return None
@@ -202,7 +202,7 @@ def _stopped(out: Path) -> StoppedRun | None:
 
 
 def _measure_sites(order: Order, bench: Workbench) -> None:
-    from fedward_simulations.folders import read_summary, whole
+    from fedward_simulations.results.folders import read_summary, whole
     from fedward_simulations.sweep.sites import site_scores
 
     epsilons = read_summary(order.out)["epsilon_by_site"]
@@ -212,7 +212,7 @@ def _measure_sites(order: Order, bench: Workbench) -> None:
 
 
 def _reporter(order: Order, tell: Tell) -> Any:
-    from fedward_simulations.view import LineView
+    from fedward_simulations.watching.view import LineView
 
     class Reporter(LineView):
         """Lines into the job's log, and news to the parent."""

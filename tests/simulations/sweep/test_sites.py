@@ -3,8 +3,8 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from fedward_simulations.population import site_data
 from fedward_simulations.run import run
+from fedward_simulations.sites.population import site_data
 from fedward_simulations.sweep.sites import site_scores
 from support.federation import small_bench
 from support.watch import Recorder

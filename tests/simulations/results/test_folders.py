@@ -6,7 +6,7 @@ import pytest
 
 from fedward_common.errors import OutputError
 from fedward_server.bundle import Bundle
-from fedward_simulations.folders import (
+from fedward_simulations.results.folders import (
     claim_folder,
     move_aside,
     read_stopped,

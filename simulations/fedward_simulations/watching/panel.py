@@ -16,7 +16,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from fedward_simulations.progress import Progress, about, duration, size
+from fedward_simulations.watching.progress import Progress, about, duration, size
 
 if TYPE_CHECKING:
     from fedward_common.config import RunConfig

@@ -6,7 +6,7 @@ import pytest
 
 from fedward_common.codec import new_key
 from fedward_common.errors import BudgetError
-from fedward_simulations.population import Population, Watcher, site_data
+from fedward_simulations.sites.population import Population, Watcher, site_data
 from support.federation import SILENT, plan_bytes, population_of, small_bench, some_records
 
 

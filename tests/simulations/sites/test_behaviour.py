@@ -20,9 +20,9 @@ from fedward_common.privacy.ledger import Ledger
 from fedward_common.round import NO_PLAN, Code, Refusal, Update
 from fedward_common.simulated import SimulationConfig
 from fedward_common.wire import pack, unpack
-from fedward_simulations.behaviour import Behaviour, SimulatedClock, Unreliable, scaled_reply
-from fedward_simulations.faults import Fate, FaultPlan, Temper
 from fedward_simulations.grid import InProcessGrid, node_ids
+from fedward_simulations.sites.behaviour import Behaviour, SimulatedClock, Unreliable, scaled_reply
+from fedward_simulations.sites.faults import Fate, FaultPlan, Temper
 from support.federation import KEYS, plan_bytes, plan_of, population_of, small_bench, small_config
 
 NAMES = [f"site-{number}" for number in range(1, 21)]

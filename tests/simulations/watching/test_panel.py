@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedward_simulations.panel import Row, bar, curve, dots, height, panel_rows
-from fedward_simulations.progress import Progress
+from fedward_simulations.watching.panel import Row, bar, curve, dots, height, panel_rows
+from fedward_simulations.watching.progress import Progress
 from support.told import SITES, config, record
 
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from fedward_common.errors import ConfigError
 from fedward_common.simulated import Poison, SimulationConfig
-from fedward_simulations.faults import Fate, FaultPlan, Temper, flipped, tempers, with_flipped_labels
+from fedward_simulations.sites.faults import Fate, FaultPlan, Temper, flipped, tempers, with_flipped_labels
 from support.federation import small_config, some_records
 
 SITES = [f"site-{number:04}" for number in range(1, 2001)]

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from fedward_client.data import Records, load_records
 from fedward_common.config import DataConfig, PartitionConfig, PartitionMethod, Placement
 from fedward_common.errors import DataError
-from fedward_simulations import partition as module
-from fedward_simulations.partition import holdout, moved_units, partition, units_at_several
+from fedward_simulations.dealing import partition as module
+from fedward_simulations.dealing.partition import holdout, moved_units, partition, units_at_several
 from support.shared import shared_rows
 
 DIRICHLET, IID, NATURAL = PartitionMethod.DIRICHLET, PartitionMethod.IID, PartitionMethod.NATURAL

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from fedward_simulations.deal import Deal
+    from fedward_simulations.dealing.deal import Deal
 
 __all__ = ["draw_deal", "draw_plots", "load_rounds"]
 

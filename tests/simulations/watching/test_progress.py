@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from fedward_common.config import StageConfig
-from fedward_simulations.progress import (
+from fedward_simulations.watching.progress import (
     Pace,
     Progress,
     about,

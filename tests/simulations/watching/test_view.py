@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from fedward_simulations.inspect import summarise
-from fedward_simulations.view import (
+from fedward_simulations.dealing.inspect import summarise
+from fedward_simulations.watching.view import (
     JsonView,
     LineView,
     LiveView,

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from fedward_common.errors import OutputError
-from fedward_simulations.deal import Deal
-from fedward_simulations.report import draw_deal, draw_plots, load_rounds
+from fedward_simulations.dealing.deal import Deal
+from fedward_simulations.results.report import draw_deal, draw_plots, load_rounds
 from support.told import SUMMARY, config, record
 
 PNG = b"\x89PNG"

@@ -4,7 +4,7 @@ import numpy as np
 
 from fedward_client.data import Records
 from fedward_common.config import PartitionConfig, PartitionMethod, Placement
-from fedward_simulations.deal import Deal, method_line
+from fedward_simulations.dealing.deal import Deal, method_line
 
 RECORDS = Records(
     texts=(("x",),) * 6,

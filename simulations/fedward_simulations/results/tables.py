@@ -4,7 +4,7 @@ Lines of text without escape codes. Names and values that a reader may need whol
 narrow terminal wraps them and nothing is ever cut.
 
 Example:
-    >>> from fedward_simulations.inspect import summarise
+    >>> from fedward_simulations.dealing.inspect import summarise
     >>> for line in columns_lines(summarise({"flu": ["yes", "no", "no", "no"] * 2})):
     ...     print(line)
     8 rows
@@ -22,10 +22,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from fedward_simulations.progress import printable
+from fedward_simulations.watching.progress import printable
 
 if TYPE_CHECKING:
-    from fedward_simulations.inspect import Column, Summary
+    from fedward_simulations.dealing.inspect import Column, Summary
 
 __all__ = ["aligned", "columns_lines", "metrics_lines"]
 

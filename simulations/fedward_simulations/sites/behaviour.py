@@ -33,7 +33,7 @@ from fedward_common.privacy.ledger import Ledger
 from fedward_common.round import Update
 from fedward_common.simulated import Poison
 from fedward_common.wire import pack, unpack
-from fedward_simulations.faults import Fate, Fault, FaultPlan, Temper, tempers
+from fedward_simulations.sites.faults import Fate, Fault, FaultPlan, Temper, tempers
 
 __all__ = ["Behaviour", "Carrier", "SimulatedClock", "Unreliable", "scaled_reply"]
 

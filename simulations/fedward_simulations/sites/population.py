@@ -28,10 +28,10 @@ from fedward_common.config import RunConfig
 from fedward_common.privacy.grants import Budget
 from fedward_common.privacy.ledger import Ledger
 from fedward_common.privacy.randomness import SeededRandom
-from fedward_simulations.behaviour import Behaviour
-from fedward_simulations.ledgers import Export
 from fedward_simulations.prepare import Prepared
-from fedward_simulations.spool import Spool
+from fedward_simulations.sites.behaviour import Behaviour
+from fedward_simulations.sites.ledgers import Export
+from fedward_simulations.sites.spool import Spool
 
 __all__ = ["Population", "Watcher", "site_data"]
 

@@ -16,7 +16,7 @@ from fedward_common.config import DataConfig
 from fedward_common.errors import DataError, OutputError
 from fedward_server.bundle import Bundle
 from fedward_server.checkpoint import Checkpoints
-from fedward_simulations.folders import read_summary
+from fedward_simulations.results.folders import read_summary
 
 __all__ = ["FinishedRun"]
 

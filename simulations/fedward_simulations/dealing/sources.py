@@ -11,8 +11,8 @@ import numpy as np
 from fedward_client.data import Records, load_records
 from fedward_common.config import PartitionMethod, Placement, RunConfig
 from fedward_common.errors import DataError
-from fedward_simulations.partition import Ints, holdout, moved_units, partition, units_at_several
-from fedward_simulations.quickstart import icd_phrases
+from fedward_simulations.dealing.partition import Ints, holdout, moved_units, partition, units_at_several
+from fedward_simulations.dealing.quickstart import icd_phrases
 
 __all__ = ["BUILT_IN", "Source", "read_source"]
 

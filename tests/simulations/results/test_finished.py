@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from fedward_common.errors import OutputError
-from fedward_simulations.finished import FinishedRun
+from fedward_simulations.results.finished import FinishedRun
 from fedward_simulations.run import run
 from support.federation import small_bench, some_records
 from support.watch import Recorder

@@ -23,9 +23,9 @@ from fedward_common.config import (
 )
 from fedward_common.errors import DataError
 from fedward_common.privacy.guarantee import Unit
-from fedward_simulations import inspect as module
-from fedward_simulations.inspect import Kind, Summary, inspect_file, render_toml, suggest, summarise
-from fedward_simulations.partition import holdout, partition
+from fedward_simulations.dealing import inspect as module
+from fedward_simulations.dealing.inspect import Kind, Summary, inspect_file, render_toml, suggest, summarise
+from fedward_simulations.dealing.partition import holdout, partition
 from support.shared import shared_rows
 
 WORDS = "the patient came with a cough and went home on day"

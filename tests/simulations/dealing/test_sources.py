@@ -9,8 +9,8 @@ import pytest
 from fedward_common.config import RunConfig
 from fedward_common.errors import ConfigError, DataError
 from fedward_common.simulated import Poison, SimulationConfig
+from fedward_simulations.dealing.sources import read_source
 from fedward_simulations.demo import demo_config, quick_config
-from fedward_simulations.sources import read_source
 from support.federation import small_bench
 
 

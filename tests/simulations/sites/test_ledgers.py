@@ -7,7 +7,7 @@ import pytest
 from fedward_common.errors import OutputError
 from fedward_common.privacy.grants import Budget
 from fedward_common.privacy.ledger import Ledger
-from fedward_simulations.ledgers import LedgerFile
+from fedward_simulations.sites.ledgers import LedgerFile
 from support.federation import small_config
 
 BUDGET = Budget(epsilon=100.0, delta=1e-2)

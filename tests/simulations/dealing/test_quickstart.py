@@ -9,7 +9,7 @@ from collections import Counter
 import pytest
 
 from fedward_common.errors import DataError
-from fedward_simulations.quickstart import icd_labels, icd_phrases
+from fedward_simulations.dealing.quickstart import icd_labels, icd_phrases
 
 
 def test_labels_are_the_chapters_in_order() -> None:

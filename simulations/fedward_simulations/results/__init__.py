@@ -1,0 +1,1 @@
+"""Result folders: laid out, loaded back, drawn."""

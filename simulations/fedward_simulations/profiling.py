@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 from fedward_common.errors import OutputError
 from fedward_common.round import RoundRecord
-from fedward_simulations.results.tables import aligned
+from fedward_simulations.watching.tables import aligned
 
 if TYPE_CHECKING:
     from fedward_common.config import RunConfig

@@ -16,7 +16,6 @@ from fedward_client.policy import SEEDED_RANDOMNESS
 from fedward_common.errors import FedwardError
 from fedward_simulations.engines import BY_DEFAULT, Computing
 from fedward_simulations.results.folders import read_stopped
-from fedward_simulations.results.tables import aligned
 from fedward_simulations.sweep.folder import Status, SweepFolder
 from fedward_simulations.sweep.plan import Job, Plan
 from fedward_simulations.sweep.plots import draw_sweep
@@ -26,6 +25,7 @@ from fedward_simulations.sweep.team import Team
 from fedward_simulations.sweep.tuning import Composed, Spent, composed, sentences
 from fedward_simulations.sweep.view import SweepView
 from fedward_simulations.sweep.worker import Advanced, Failed, News, Order, kinship
+from fedward_simulations.watching.tables import aligned
 
 __all__ = ["collect", "sweep"]
 

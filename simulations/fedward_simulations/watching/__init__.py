@@ -1,1 +1,1 @@
-"""What a person sees while a run goes on: a live panel, plain lines, or JSON."""
+"""What a person sees of a run: a live panel, plain lines, tables, or JSON."""

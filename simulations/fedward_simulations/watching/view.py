@@ -26,9 +26,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, Self, TextIO
 
 from fedward_simulations.device import held_bytes
-from fedward_simulations.results.tables import columns_lines, metrics_lines
 from fedward_simulations.watching.panel import FIGURE, GAP, LABEL, QUIET, REMARK, Row, Span, bar, height, panel_rows
 from fedward_simulations.watching.progress import Progress, caveats, measures, printable, reasons, size, summary_rows
+from fedward_simulations.watching.tables import columns_lines, metrics_lines
 
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleDimensions, ConsoleOptions, RenderResult

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from fedward_simulations.dealing.inspect import summarise
-from fedward_simulations.results.tables import columns_lines, metrics_lines
+from fedward_simulations.watching.tables import columns_lines, metrics_lines
 
 
 def test_columns_show_kind_counts_and_common_values() -> None:

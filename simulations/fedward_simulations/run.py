@@ -44,7 +44,7 @@ from fedward_simulations.grid import InProcessGrid, node_ids
 from fedward_simulations.prepare import Prepared, prepare
 from fedward_simulations.results.folders import StoppedRun, lay_out, write_summary
 from fedward_simulations.results.report import draw_plots, load_rounds
-from fedward_simulations.sites.behaviour import Behaviour, Carrier, Unreliable
+from fedward_simulations.sites.behaviour import Behaviour, Carrier, SimulatedClock, Unreliable
 from fedward_simulations.sites.faults import with_flipped_labels
 from fedward_simulations.sites.ledgers import LedgerFile
 from fedward_simulations.sites.population import Population, Watcher, site_data
@@ -175,7 +175,8 @@ def _continue(bench: Workbench, start: Checkpoint, *, out: Path, view: RunView, 
     bundle = bench.prepared.bundle
     operator, keys = new_key(), {name: new_key() for name in bench.data}
     ledgers = LedgerFile(out / "ledgers.jsonl", end=int(start.extra["ledgers_end"]))
-    behaviour = Behaviour.of(bundle.config, bench.data, keys=keys, operator=operator.public_key())
+    clock = None if computing.engine is Engine.RAY else SimulatedClock(float(int(time.time())))
+    behaviour = Behaviour.of(bundle.config, bench.data, keys=keys, operator=operator.public_key(), clock=clock)
     population = Population.build(
         bench.prepared,
         bench.data,

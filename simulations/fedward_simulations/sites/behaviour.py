@@ -100,7 +100,7 @@ class SimulatedClock:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Behaviour:
-    """How the sites of one run behave. Without ``[simulation]``: willingly, at once, by the real clock."""
+    """How the sites of one run behave. Without ``[simulation]``: willingly, at once."""
 
     config: RunConfig
     tempers: Mapping[str, Temper]
@@ -116,6 +116,7 @@ class Behaviour:
         *,
         keys: Mapping[str, Ed25519PrivateKey],
         operator: Ed25519PublicKey,
+        clock: SimulatedClock | None,
     ) -> Behaviour:
         """The behaviour that a run file asks for.
 
@@ -124,12 +125,13 @@ class Behaviour:
           sites: names of all sites.
           keys: their signing keys, with which a poisoned site signs what it sends.
           operator: the key that plans are signed with.
+          clock: of all sites and the coordinator; None for the real one, where sites compute elsewhere. By a simulated
+            one no plan expires because this machine is slow, and a plan has the same size whenever it is made.
 
         Raises:
           ConfigError: no willing site would be left.
         """
         kinds = tempers(config.simulation, seed=config.seed, sites=sites)
-        clock = None if config.simulation is None else SimulatedClock(time.time())
         return cls(config=config, tempers=kinds, keys=keys, operator=operator, clock=clock)
 
     @property

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -146,7 +147,8 @@ class TestUnreliable:
 
 def behaviour_of(folder: Path, *, sites: int = 20, **settings: Any) -> Behaviour:
     config = small_config(folder, **({"simulation": settings} if settings else {}))
-    return Behaviour.of(config, NAMES[:sites], keys=KEYS, operator=new_key().public_key())
+    clock = SimulatedClock(1000.0)
+    return Behaviour.of(config, NAMES[:sites], keys=KEYS, operator=new_key().public_key(), clock=clock)
 
 
 class TestBehaviour:
@@ -154,6 +156,10 @@ class TestBehaviour:
         behaviour = behaviour_of(tmp_path)
         engine = InProcessGrid(client_app(lambda site: None), {})  # type: ignore[arg-type,return-value]
         assert behaviour.around(engine, {}) is engine
+        assert behaviour.now() == 1000.0
+
+    def test_without_a_simulated_clock_time_is_real(self, tmp_path: Path) -> None:
+        behaviour = replace(behaviour_of(tmp_path), clock=None)
         assert (behaviour.now, behaviour.sleep) == (time.time, time.sleep)
 
     def test_never_more_than_policy_does_but_for_another_unit(self, tmp_path: Path) -> None:

@@ -30,7 +30,6 @@ __all__ = ["ROWS_OF_A_SITE", "Gradients", "Groups", "Outer", "norms_of", "number
 Ints = NDArray[np.int64]
 
 ROWS_OF_A_SITE = 64  # in one matrix product: more would pad what other sites have
-MOST_PADDING = 4  # slots for each record; beyond, products are written out
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -82,33 +81,50 @@ class Groups:
     def __init__(self, groups: Ints, *, device: torch.device, dtype: torch.dtype = torch.float32) -> None:
         """``groups`` numbers each record's group from 0, ``(n,)``; sums are of ``dtype``, on ``device``."""
         self._groups, self._device, self._dtype = groups, device, dtype
-        self._within = numbers_within(groups)
-        self._count, self._most = int(groups.max()) + 1, int(self._within.max()) + 1
+        self._count = int(groups.max()) + 1
 
     def sums(self, gradients: Gradients, weights: torch.Tensor) -> torch.Tensor:
         """The sum of each group's records times their ``(n,)`` weights: ``(groups, numbers)``."""
-        if isinstance(gradients, Outer) and self._count * self._most <= MOST_PADDING * len(self._groups):
+        if isinstance(gradients, Outer) and self._spread_is_smaller(gradients):
             left = self.spread(gradients.left) * self.spread(weights.unsqueeze(1))
             return torch.bmm(left.transpose(1, 2), self.spread(gradients.right)).flatten(1)
-        return self._summed(written_out(gradients), weights.unsqueeze(1))
-
-    def _summed(self, rows: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-        wide, own = (values.to(self._device).to(self._dtype) for values in (rows, weights))
+        rows = self._wide(written_out(gradients))
         if self._device.type == "cuda":  # its index_add_ adds in any order
-            matrix = wide.new_zeros(self._count, len(self._groups))
-            matrix[self._places[0], torch.arange(len(self._groups), device=self._device)] = own.squeeze(1)
-            return matrix @ wide
-        found = wide.new_zeros(self._count, wide.shape[1])
-        return found.index_add_(0, self._places[0], wide * own)
+            return self.matrix(weights) @ rows
+        found = rows.new_zeros(self._count, rows.shape[1])
+        return found.index_add_(0, self._places[0], rows * self._wide(weights.unsqueeze(1)))
+
+    def matrix(self, weights: torch.Tensor) -> torch.Tensor:
+        """``(groups, n)`` whose product with records gives their weighted sums."""
+        wide = self._wide(weights)
+        matrix = wide.new_zeros(self._count, len(wide))
+        matrix[self._places[0], torch.arange(len(wide), device=self._device)] = wide
+        return matrix
+
+    def _spread_is_smaller(self, outer: Outer) -> bool:
+        # one large group gives all others as many slots
+        rows, columns = outer.left.shape[1], outer.right.shape[1]
+        return self._count * self._most * (rows + columns) <= len(self._groups) * rows * columns
 
     def spread(self, rows: torch.Tensor) -> torch.Tensor:
         """``(n, numbers)`` as ``(groups, most records, numbers)``: zeros where a group has fewer."""
-        wide = rows.to(self._device).to(self._dtype)  # in this order: Apple's GPUs have no float64
+        wide = self._wide(rows)
         return wide.new_zeros(self._count, self._most, wide.shape[1]).index_put_(self._places, wide)
 
     def gathered(self, spread: torch.Tensor) -> torch.Tensor:
         """``spread`` back: ``(n, numbers)``."""
         return spread[self._places]
+
+    def _wide(self, values: torch.Tensor) -> torch.Tensor:
+        return values.to(self._device).to(self._dtype)  # in this order: Apple's GPUs have no float64
+
+    @cached_property
+    def _within(self) -> Ints:
+        return numbers_within(self._groups)
+
+    @cached_property
+    def _most(self) -> int:
+        return int(self._within.max()) + 1
 
     @cached_property
     def _places(self) -> tuple[torch.Tensor, torch.Tensor]:

@@ -123,7 +123,7 @@ class ClippedSums:
         for chosen in _blocks(owners, SUM_BLOCK) if parts else ():
             places = onto(chosen, self._device)
             sites, where = np.unique(owners[chosen], return_inverse=True)
-            weights = self._matrix(where, factors[places], len(sites))
+            weights = Groups(where, device=self._device).matrix(factors[places])
             every = len(chosen) == len(owners)
             for part, at in parts:
                 self._add_to(sites, at, weights @ (part if every else part[places]))
@@ -148,12 +148,6 @@ class ClippedSums:
         if self._device.type == "cuda" or bool(records.any()):  # on CUDA asking would wait for the device
             return [silenced(part, records) for part in parts]
         return parts
-
-    def _matrix(self, rows: Ints, values: torch.Tensor, count: int) -> torch.Tensor:
-        # (count, n) with values[j] at (rows[j], j): a product with it sums in one fixed order, on every device
-        matrix = torch.zeros(count, len(rows), device=self._device)
-        matrix[onto(rows, self._device), torch.arange(len(rows), device=self._device)] = values
-        return matrix
 
 
 def _norms(parts: Sequence[Gradients]) -> torch.Tensor:

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, StrictFloat, ValidationError
+from pydantic_core import ErrorDetails
 
 from fedward_common.errors import ConfigError
 
@@ -32,9 +33,14 @@ Name = Annotated[str, Field(min_length=1, max_length=200)]
 
 PLAINER = {
     "tuple_type": "should be a list",
+    "too_short": "should hold {min_length} or more values, not {actual_length}",
+    "too_long": "should hold {max_length} or fewer values, not {actual_length}",
+    "dict_type": "should be a table",
     "model_type": "should be a table",
     "model_attributes_type": "should be a table",
 }
+# such a message goes on from the key before it; any other is a sentence of its own, of a validator of a whole table
+GOES_ON = ("should ", "is ", "names ", "allows ", "'")
 
 
 class Section(BaseModel):
@@ -91,7 +97,7 @@ def explain(error: ValidationError, *, source: str, model: type[BaseModel], docs
       model: of the whole file.
       docs: a hint where every key is explained.
     """
-    found = error.errors(include_url=False, include_context=False)
+    found = error.errors(include_url=False)
     first = next((one for one in found if one["type"] != "missing"), None)
     if first is None:
         missing = [_dotted(one["loc"]) for one in found]
@@ -101,11 +107,22 @@ def explain(error: ValidationError, *, source: str, model: type[BaseModel], docs
     if first["type"] == "extra_forbidden":
         known = ", ".join(_keys_beside(first["loc"], model))
         return ConfigError(f"{source}: unknown key {where}", hint=f"known keys here: {known}")
-    message = PLAINER.get(first["type"], re.sub(r"^(Value error, |Input )", "", first["msg"]))
-    shown = first["input"]
-    given = f" (given: {shown!r})" if isinstance(shown, str | int | float) else ""
-    what = f"{where} {message}{given}" if where else message
-    return ConfigError(f"{source}: {what}", hint=docs)
+    message = _message(first)
+    between = (" " if message.startswith(GOES_ON) else ": ") if where else ""
+    return ConfigError(f"{source}: {where}{between}{message}{_given(first['input'])}", hint=docs)
+
+
+def _message(found: ErrorDetails) -> str:
+    plainer = PLAINER.get(found["type"])
+    if plainer is not None:
+        return plainer.format(**found.get("ctx", {}))
+    return re.sub(r"^(Value error, |Input |String )", "", found["msg"])
+
+
+def _given(value: object) -> str:
+    """The value as TOML spells it; lists and tables are not shown."""
+    shown = str(value).lower() if isinstance(value, bool) else repr(value)
+    return f" (given: {shown})" if isinstance(value, str | int | float) else ""
 
 
 def _dotted(location: tuple[int | str, ...]) -> str:

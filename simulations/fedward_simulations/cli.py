@@ -158,7 +158,8 @@ def inspect(
     file: Annotated[
         str,
         typer.Argument(
-            metavar="FILE", help="CSV, TSV, JSON lines or Parquet, also .gz; a hub name; a RUN.toml or @SCENARIO."
+            metavar="FILE",
+            help="CSV, TSV, JSON lines or Parquet, also .gz; a hub name; icd10cm; a RUN.toml or @SCENARIO.",
         ),
     ],
     write: Annotated[Path | None, typer.Option(metavar="RUN.toml", help="Write a ready run file.")] = None,
@@ -170,9 +171,14 @@ def inspect(
     settings: Settings = None,
 ) -> None:
     """Show a file's columns and counts, and write a run file with good defaults; or show a run file's partition."""
-    from fedward_simulations.dealing.inspect import inspect_file, render_toml, suggest
+    from fedward_simulations.dealing.inspect import inspect_file
+    from fedward_simulations.dealing.render import render_toml
+    from fedward_simulations.dealing.suggest import suggest
+    from fedward_simulations.results.report import check_picture
     from fedward_simulations.watching.view import print_columns
 
+    if plot is not None:
+        check_picture(plot)
     if file.startswith("@") or file.endswith(".toml"):
         if any((write, text, label, site, unit)):
             raise InputError("a run file says by itself what its columns are", hint="give --plot and --set alone")
@@ -378,7 +384,7 @@ def _interruptible(out: Path, work: Any) -> dict[str, Any]:
     try:
         summary: dict[str, Any] = work()
     except KeyboardInterrupt:
-        complain("stopped; finished rounds are kept", f"fedward-sim run --resume {out}", word="note")
+        complain("stopped; what was finished is kept", f"fedward-sim run --resume {out}", word="note")
         raise
     return summary
 

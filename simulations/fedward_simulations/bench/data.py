@@ -9,8 +9,9 @@ from pathlib import Path
 
 from fedward_common.config import RunConfig
 from fedward_simulations.bench.table import Table
-from fedward_simulations.dealing.inspect import inspect_file, suggest
+from fedward_simulations.dealing.inspect import inspect_file
 from fedward_simulations.dealing.sources import read_source
+from fedward_simulations.dealing.suggest import suggest
 from fedward_simulations.run import Workbench, run
 from fedward_simulations.watching.view import LineView
 

@@ -14,7 +14,7 @@ from fedward_common.errors import DataError
 from fedward_simulations.dealing.partition import Ints, holdout, moved_units, partition, units_at_several
 from fedward_simulations.dealing.quickstart import icd_phrases
 
-__all__ = ["BUILT_IN", "Source", "read_source"]
+__all__ = ["BUILT_IN", "Source", "built_in", "is_built_in", "read_source"]
 
 BUILT_IN = "icd10cm"
 
@@ -64,13 +64,27 @@ def _notes(config: RunConfig, records: Records, sites: Mapping[str, Ints]) -> tu
     return (f"{count} of {records.unit_count} units {what}",) if count else ()
 
 
-def _records(config: RunConfig, source: str) -> Records:
-    if source.split(":")[0] != BUILT_IN:
-        return load_records(config.data, config.task.labels, source=source)
-    _, _, limit = source.partition(":")
-    if limit and not limit.isdigit():
+def is_built_in(source: str) -> bool:
+    """Whether this names built-in data, and no file."""
+    return source.partition(":")[0] == BUILT_IN
+
+
+def built_in(source: str) -> tuple[list[str], list[str]]:
+    """Texts and labels of ``icd10cm``, or of a prefix of it: ``icd10cm:300``.
+
+    Raises:
+      DataError: the prefix is no number, or the package with the data is missing.
+    """
+    limit = source.partition(":")[2]
+    if limit and not limit.isdecimal():
         raise DataError(f"data source {source!r} is not understood", hint=f"write {BUILT_IN} or {BUILT_IN}:300")
-    texts, labels = icd_phrases(int(limit) if limit else None)
+    return icd_phrases(int(limit) if limit else None)
+
+
+def _records(config: RunConfig, source: str) -> Records:
+    if not is_built_in(source):
+        return load_records(config.data, config.task.labels, source=source)
+    texts, labels = built_in(source)
     numbers = {label: number for number, label in enumerate(config.task.labels)}
     if not set(labels) <= set(numbers):
         raise DataError("task.labels are not the chapters of ICD-10-CM", hint="`fedward-sim demo` writes a run file")

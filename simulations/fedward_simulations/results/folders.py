@@ -6,6 +6,7 @@ run.toml  bundle/  checkpoints/  rounds.jsonl  summary.json  plots/  adapter/
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import shutil
@@ -40,16 +41,28 @@ class StoppedRun:
 
 
 def claim_folder(out: Path) -> None:
-    """Check that an output folder is free to use; it is not made yet.
+    """Check that an output folder is free to use and can be written; it is not made yet.
 
     Raises:
-      OutputError: it is a file, or holds something.
+      OutputError: it is a file, or holds something, or neither it nor the folder to make it in can be written.
     """
-    if out.is_dir() and not any(out.iterdir()):
-        return
-    if out.exists():
-        what = "is not empty" if out.is_dir() else "is a file"
-        raise OutputError(f"output folder {out} {what}", hint="give another --out, or --resume to go on")
+    if os.path.exists(out) and not os.path.isdir(out):
+        raise OutputError(f"output folder {out} is a file", hint="give another --out")
+    # os.path, here and below: what lies in a folder that may not be entered is not there, rather than an exception
+    nearest = next((folder for folder in (out, *out.parents) if os.path.exists(folder)), out)
+    reason = _unwritable(nearest)
+    if reason:
+        raise OutputError(f"cannot write to {out}: {reason}", hint="check the disk, or give --out")
+    if nearest == out and any(out.iterdir()):
+        raise OutputError(f"output folder {out} is not empty", hint="give another --out, or --resume to go on")
+
+
+def _unwritable(folder: Path) -> str | None:
+    if not os.path.isdir(folder):
+        return os.strerror(errno.ENOTDIR)
+    if os.access(folder, os.R_OK | os.W_OK | os.X_OK):
+        return None
+    return os.strerror(errno.EROFS if os.statvfs(folder).f_flag & os.ST_RDONLY else errno.EACCES)
 
 
 def move_aside(folder: Path) -> Path | None:

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedward_common.errors import OutputError
+from fedward_common.errors import InputError, OutputError
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
     from fedward_simulations.dealing.deal import Deal
 
-__all__ = ["draw_deal", "draw_plots", "load_rounds"]
+__all__ = ["check_picture", "draw_deal", "draw_plots", "load_rounds"]
 
 MOST_BARS = 40  # sites; beyond, a histogram
 LONGEST = 32  # characters of a name
@@ -286,6 +286,16 @@ def _scale(most: float) -> tuple[float, str]:
     return next(((power, unit) for power, unit in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")) if most >= power), (1.0, "B"))
 
 
+def check_picture(path: Path) -> None:
+    """Check the name of a picture before any work goes into it.
+
+    Raises:
+      InputError: it does not end as a PNG file does.
+    """
+    if path.suffix.lower() != ".png":
+        raise InputError(f"{path} is no name of a PNG file", hint="end it in .png")
+
+
 def draw_deal(deal: Deal, path: Path) -> None:
     """Draw who has what: the share of each label at each site, and how many units are there.
 
@@ -312,7 +322,8 @@ def draw_deal(deal: Deal, path: Path) -> None:
     try:
         _save(figure, path, kind="png")
     except OSError as error:
-        raise OutputError(f"cannot write {path}: {error.strerror}", hint="give a folder that exists") from None
+        hint = "give the name of a file in it" if path.is_dir() else "give a folder that exists and may be written"
+        raise OutputError(f"cannot write {path}: {error.strerror}", hint=hint) from None
 
 
 def _by_label(deal: Deal) -> NDArray[np.int64]:

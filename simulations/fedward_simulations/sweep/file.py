@@ -50,13 +50,20 @@ class SweepFile(Section):
             raise ValueError("should be the path of a run file, or a run file as a table")
         return value
 
+    @field_validator("seeds")
+    @classmethod
+    def _some(cls, seeds: tuple[int, ...]) -> tuple[int, ...]:
+        if not seeds:
+            raise ValueError("should hold at least one integer; without the key the run file's own seed is used")
+        return seeds
+
     @field_validator("grid")
     @classmethod
     def _lists(cls, grid: dict[str, Any]) -> dict[str, Any]:
         flat = _distinct(grid)
         for path, values in flat.items():
             if not isinstance(values, list) or not values:
-                raise ValueError(f"{path} should be a list of values")
+                raise ValueError(f"{path} should be a list of at least one value")
         return flat
 
     @field_validator("points")
@@ -64,7 +71,7 @@ class SweepFile(Section):
     def _values(cls, points: tuple[dict[str, Any], ...]) -> tuple[dict[str, Any], ...]:
         flat = tuple(_distinct(point) for point in points)
         if not all(flat):
-            raise ValueError("a point is empty: give it at least one value")
+            raise ValueError(f"point {flat.index({}) + 1} is empty: give it at least one value")
         return flat
 
     @model_validator(mode="after")

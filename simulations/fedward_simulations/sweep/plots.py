@@ -275,7 +275,9 @@ def _accuracy_axis(axes: Axes) -> None:
     axes.set_ylabel("accuracy")
     axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.3g} %")
     low, high = axes.get_ylim()
-    axes.set_ylim(max(low, -0.02), min(high, 1.02))  # an interval may reach beyond what an accuracy can be
+    low, high = max(low, -0.02), min(high, 1.02)  # an interval may reach beyond what an accuracy can be
+    axes.set_ylim(low, high)
+    axes.set_yticks([tick for tick in axes.get_yticks() if max(low, 0.0) <= tick <= min(high, 1.0)])
 
 
 def _foot(figure: Figure, axes: Axes, said: str, *, many: int) -> None:

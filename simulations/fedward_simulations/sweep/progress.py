@@ -18,18 +18,21 @@ __all__ = ["SweepProgress"]
 
 
 class SweepProgress:
-    """Counts of jobs, and a guess of the time left from the rounds done in this process."""
+    """Counts of jobs, and a guess of the time left from the rounds done in this process.
+
+    A job that failed is work neither done nor left, so that what failed at once makes no rest look short.
+    """
 
     def __init__(
         self, *, rounds: Mapping[str, int], finished: Iterable[str], clock: Callable[[], float] = time.monotonic
     ) -> None:
         """``rounds`` of every job; ``finished`` are the jobs that were done before."""
         self.total = len(rounds)
-        self.failed = 0
         self.running: dict[str, int] = {}
         self._rounds = dict(rounds)
         self._before = set(finished)
         self._ended: set[str] = set()
+        self._failed: set[str] = set()
         self._clock = clock
         self._began = clock()
 
@@ -40,22 +43,26 @@ class SweepProgress:
     def end(self, name: str, *, failed: bool) -> None:
         """A job is over."""
         self.running.pop(name, None)
-        self._ended.add(name)
-        self.failed += failed
+        (self._failed if failed else self._ended).add(name)
+
+    @property
+    def failed(self) -> int:
+        """Jobs that failed in this process."""
+        return len(self._failed)
 
     @property
     def done(self) -> int:
         """Finished jobs, also those of an earlier process."""
-        return len(self._before) + len(self._ended) - self.failed
+        return len(self._before) + len(self._ended)
 
     @property
     def rounds_total(self) -> int:
-        """Of the jobs that were not done before."""
-        return sum(count for name, count in self._rounds.items() if name not in self._before)
+        """Of the jobs that were not done before and did not fail."""
+        return sum(count for name, count in self._rounds.items() if name not in self._before | self._failed)
 
     @property
     def rounds_done(self) -> int:
-        """In this process; a job that failed counts whole, for nothing more is to come of it."""
+        """In this process, of the jobs that did not fail."""
         return sum(self._rounds[name] for name in self._ended) + sum(self.running.values())
 
     @property

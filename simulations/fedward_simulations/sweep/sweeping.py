@@ -22,9 +22,10 @@ from fedward_simulations.sweep.plots import draw_sweep
 from fedward_simulations.sweep.progress import SweepProgress
 from fedward_simulations.sweep.table import Results
 from fedward_simulations.sweep.team import Team
-from fedward_simulations.sweep.tuning import Composed, Spent, composed, sentences
+from fedward_simulations.sweep.tuning import DIGITS, Composed, Spent, composed, sentences
 from fedward_simulations.sweep.view import SweepView
 from fedward_simulations.sweep.worker import Advanced, Failed, News, Order, kinship
+from fedward_simulations.watching.progress import rounded_up
 from fedward_simulations.watching.tables import aligned
 
 __all__ = ["collect", "sweep"]
@@ -90,7 +91,7 @@ class _Watch:
             outcome = f"failed: {news.what}"
         else:
             summary = self.folder.summary(job)
-            outcome = f"accuracy {summary['accuracy']:.4f}  epsilon {summary['epsilon']:.2f}"
+            outcome = f"accuracy {summary['accuracy']:.4f}  epsilon {rounded_up(summary['epsilon'], digits=2)}"
         self.progress.end(news.name, failed=isinstance(news, Failed))
         self.view.ended(label=job.point.label, seed=job.seed, outcome=outcome)
 
@@ -194,7 +195,8 @@ def _figures(row: Mapping[str, Any]) -> tuple[str, str, str, str, str]:
     if row["accuracy_low"] is not None:
         interval = f"{row['accuracy_low']:.4f} to {row['accuracy_high']:.4f}"
     spread = "-" if row["accuracy_sd"] is None else f"{row['accuracy_sd']:.4f}"
-    return f"{row['accuracy_mean']:.4f}", spread, interval, f"{row['macro_f1_mean']:.4f}", f"{row['epsilon_mean']:.3f}"
+    spent = rounded_up(row["epsilon_mean"], digits=DIGITS)
+    return f"{row['accuracy_mean']:.4f}", spread, interval, f"{row['macro_f1_mean']:.4f}", spent
 
 
 def _failures(results: Results) -> list[str]:

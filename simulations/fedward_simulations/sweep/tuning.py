@@ -24,10 +24,11 @@ from fedward_common.privacy.accounting import epsilon
 from fedward_common.privacy.events import GaussianSum, Side
 from fedward_common.privacy.grants import Quote
 from fedward_common.privacy.guarantee import Unit
+from fedward_simulations.watching.progress import rounded_up
 
-__all__ = ["Composed", "Spent", "composed", "sentences"]
+__all__ = ["DIGITS", "Composed", "Spent", "composed", "sentences"]
 
-
+DIGITS = 3  # of an epsilon in a sweep's table and sentences, so that one run has one figure in both
 UNKNOWN = "a run that did not end does not say how many sites it has, among which units are split"
 
 
@@ -159,13 +160,16 @@ def sentences(costs: Sequence[Composed], configs: Sequence[RunConfig], *, per_si
 
 def _cost(cost: Composed) -> str:
     what = f"Tuning spends: on real data the epsilons of all {cost.runs} runs that began compose."
+    if cost.runs == 1:
+        what = "Tuning spends: on real data the epsilon of the 1 run that began counts."
     if cost.sum_epsilon is None:
         return f"{what} What a {cost.unit} has spent is not known: {cost.pld_missing}."
-    sums = f"epsilon {_up(cost.sum_epsilon)} at delta {cost.sum_delta:g}"
+    sums = f"epsilon {rounded_up(cost.sum_epsilon, digits=DIGITS)} at delta {cost.sum_delta:g}"
     what = f"{what} By basic composition (sums) a {cost.unit} has {sums}"
     if cost.pld_epsilon is None:
         return f"{what}. No composition of their events: {cost.pld_missing}."
-    return f"{what}; by composition of their events (PLD) epsilon {_up(cost.pld_epsilon)} at the same delta."
+    found = rounded_up(cost.pld_epsilon, digits=DIGITS)
+    return f"{what}; by composition of their events (PLD) epsilon {found} at the same delta."
 
 
 def _tested(configs: Sequence[RunConfig]) -> str:
@@ -174,7 +178,3 @@ def _tested(configs: Sequence[RunConfig]) -> str:
     if held_out and len({config.seed for config in configs}) > 1:
         return f"{line}. Every seed holds out other records: with data.test all runs are measured on the same."
     return f"{line}."
-
-
-def _up(value: float) -> str:
-    return f"{math.ceil(value * 1000 - 1e-6) / 1000:.3f}"  # rounded up, never down

@@ -17,16 +17,18 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Protocol, Self, TextIO
 
 from fedward_simulations.sweep.progress import SweepProgress
-from fedward_simulations.watching.progress import about, duration, printable
+from fedward_simulations.watching.panel import bar
+from fedward_simulations.watching.progress import about, duration, plural, printable
 from fedward_simulations.watching.view import shows_panels, write_line
 
 if TYPE_CHECKING:
+    from rich.console import Console
     from rich.live import Live
     from rich.text import Text
 
 __all__ = ["SweepView", "choose_sweep_view"]
 
-WIDTH = 40
+WIDEST, NARROWEST = 40, 8  # cells of the bar; where fewer are left beside the words, it has a line of its own
 
 
 class SweepView(Protocol):
@@ -91,7 +93,7 @@ class _Lines(_Watching):
 
     def started(self, *, name: str, out: str, progress: SweepProgress) -> None:
         self._progress = progress
-        self._say(f"{name}: {progress.total} runs, {progress.done} done before, into {out}")
+        self._say(f"{name}: {progress.total} {plural('run', progress.total)}, {progress.done} done before, into {out}")
 
     def ended(self, *, label: str, seed: int, outcome: str) -> None:
         self._say("  ".join([*_counts(self._progress), f"{label or 'run'} seed {seed}: {outcome}"]))
@@ -113,12 +115,14 @@ class _Live(_Lines):
     def __init__(self, stream: TextIO) -> None:
         super().__init__(stream)
         self._live: Live | None = None
+        self._console: Console | None = None
 
     def __enter__(self) -> Self:
         from rich.console import Console
         from rich.live import Live
 
-        self._live = Live(get_renderable=self._bar, console=Console(file=self._stream), transient=True)
+        self._console = Console(file=self._stream)
+        self._live = Live(get_renderable=self._bar, console=self._console, transient=True)
         self._live.start()
         return self
 
@@ -140,12 +144,13 @@ class _Live(_Lines):
     def _bar(self) -> Text:
         from rich.text import Text
 
-        if self._progress is None:
+        if self._progress is None or self._console is None:
             return Text("")
         share = self._progress.rounds_done / max(self._progress.rounds_total, 1)
-        full = round(WIDTH * share)
-        bar = Text("━" * full, style="cyan") + Text("━" * (WIDTH - full), style="dim")
-        return bar + Text("  " + "  ".join(_counts(self._progress)))
+        words, width = "  ".join(_counts(self._progress)), self._console.width
+        beside = width - len(words) - 3  # two between them, and no letter in the last column
+        drawn = bar(share, min(beside if beside >= NARROWEST else width - 1, WIDEST))
+        return Text.assemble(*drawn, "  " if beside >= NARROWEST else "\n", words)
 
 
 class _JsonLines(_Watching):

@@ -13,10 +13,11 @@ from __future__ import annotations
 
 import bisect
 import math
+import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from fedward_simulations.watching.progress import Progress, about, duration, size
+from fedward_simulations.watching.progress import Progress, about, duration, plural, rounded_up, size
 
 if TYPE_CHECKING:
     from fedward_common.config import RunConfig
@@ -26,25 +27,26 @@ __all__ = [
     "GAP",
     "LABEL",
     "QUIET",
-    "REMARK",
     "Cell",
     "Row",
     "Span",
     "bar",
     "curve",
     "dots",
+    "graph_width",
     "height",
     "panel_rows",
 ]
 
 LABEL, FIGURE, REMARK, GAP = 8, 13, 24, 2  # columns of a row and the space between them; the graph takes the rest
+WIDE, SHORT = 74, 12  # a row narrower than WIDE has a SHORT column of remarks, so that a graph remains
 BLOCKS = " ▁▂▃▄▅▆▇█"
 ACCENT, QUIET = "cyan", "dim"
 MARKS = (("●", "green"), ("▲", "yellow"), ("✗", "red"), ("·", QUIET))  # update, refusal, dropped, still to come
 
 Span = tuple[str, str]  # text and its style
 Cell = tuple[Span, ...]
-Row = tuple[str, Cell, Cell, Cell]  # label, figure, graph, remark
+Row = tuple[str, Cell, Cell, Cell]  # label, figure, graph, remark; a graph may reach over the place of no remark
 HELD = {"host": "memory", "device": "GPU"}
 BLANK: Row = ("", (), (), ())
 
@@ -57,7 +59,35 @@ def panel_rows(progress: Progress, *, width: int, lines: int) -> list[Row]:
       width: of a whole row, in cells.
       lines: how many lines high a curve is.
     """
-    return list(_rows(progress, width=max(width - LABEL - FIGURE - REMARK - 3 * GAP, 8), lines=lines))
+    graph = graph_width(width)
+    rows = _rows(progress, width=graph, lines=lines)
+    return [part for row in rows for part in _fitted(row, graph=graph, remark=_remark_width(width))]
+
+
+def graph_width(width: int) -> int:
+    """Cells for graphs in a whole row of ``width`` cells."""
+    return max(width - LABEL - FIGURE - _remark_width(width) - 3 * GAP, 8)
+
+
+def _remark_width(width: int) -> int:
+    return REMARK if width >= WIDE else SHORT
+
+
+def _fitted(row: Row, *, graph: int, remark: int) -> Iterable[Row]:
+    """The row; where its remark, or text in place of a graph, is too long for its column, the remark goes below."""
+    label, figure, drawn, said = row
+    if _longest(said) <= remark and (not said or _longest(drawn) <= graph):
+        yield row
+        return
+    whole = graph + GAP + remark
+    below: list[Cell] = [((line, style),) for text, style in said for line in textwrap.wrap(text, whole)]
+    first, *rest = [drawn, *below] if drawn else below
+    yield label, figure, first, ()
+    yield from (("", (), line, ()) for line in rest)
+
+
+def _longest(cell: Cell) -> int:
+    return max(map(len, "".join(text for text, _ in cell).split("\n")))
 
 
 def height(row: Row) -> int:
@@ -102,7 +132,7 @@ def _work_rows(progress: Progress, width: int) -> Iterable[Row]:
     if progress.caching:
         complete = sum(done >= total for done, total in progress.caches.values())
         share = progress.cached_share
-        ready = f"{complete} of {progress.sites} sites ready"
+        ready = f"{complete} of {progress.sites} {plural('site', progress.sites)} ready"
         yield "Features", (_bold(f"{share:.0%}"),), bar(share, width), ((ready, ""),)
 
 
@@ -121,7 +151,7 @@ def _curve_rows(progress: Progress, config: RunConfig, width: int, lines: int) -
 def _epsilon_row(progress: Progress, config: RunConfig) -> Row:
     # a site reserves the whole run before its first round, so the figure does not grow and a bar would mislead
     terms, spent = config.privacy, progress.records[-1].epsilon
-    figure = _bold("-" if spent is None else f"{spent:.2f}"), (f" of {terms.epsilon:g}", "")
+    figure = _bold("-" if spent is None else rounded_up(spent, digits=2)), (f" of {terms.epsilon:g}", "")
     return "Epsilon", figure, (("for the whole run", ""),), ((f"delta {terms.delta:g}, per {terms.unit}", ""),)
 
 
@@ -138,7 +168,7 @@ def _speed_row(progress: Progress) -> Row:
     clients, records = progress.speed
     return (
         "Speed",
-        (_bold(f"{clients:,.1f} sites/s"),),
+        (_bold(f"{clients:,.{1 if clients < 1000 else 0}f} sites/s"),),
         ((f"{records:,.0f} records/s", ""),),
         ((held, ""),),
     )

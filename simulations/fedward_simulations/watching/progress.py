@@ -3,14 +3,15 @@
 This module knows nothing of terminals, models or data; ``view.py`` draws what it says.
 
 Example:
-    >>> size(312_000), duration(72.4), size(12_040)
-    ('0.3 MB', '1 min 12 s', '12.0 kB')
+    >>> size(312_000), duration(72.4), size(12_040), rounded_up(7.9904, digits=2)
+    ('0.3 MB', '1 min 12 s', '12.0 kB', '8.00')
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from decimal import Decimal
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
@@ -25,9 +26,11 @@ __all__ = [
     "caveats",
     "duration",
     "measures",
+    "plural",
     "printable",
     "promise",
     "reasons",
+    "rounded_up",
     "size",
     "summary_rows",
 ]
@@ -244,11 +247,13 @@ class Progress:
     def epitaph(self) -> str:
         """How far the run came, in one line."""
         done = self.rounds_done
-        if not done or not self.records:
+        if not done:
             return "stopped before the first round ended"
         accuracy = list(self.curve("evaluation", "accuracy").values())[-1:]
         spent = [record.epsilon for record in self.records[-1:] if record.epsilon is not None]
-        words = [f"accuracy {value:.4f}" for value in accuracy] + [f"epsilon {value:.2f}" for value in spent]
+        words = [f"accuracy {value:.4f}" for value in accuracy] + [
+            f"epsilon {rounded_up(value, digits=2)}" for value in spent
+        ]
         return "  ".join([f"stopped after round {done}", *words])
 
     def _inside(self) -> float:
@@ -274,7 +279,7 @@ def measures(record: RoundRecord) -> Iterable[str]:
     if (loss := seen.get("loss")) is not None:
         yield f"loss {loss:.2f}"
     if record.epsilon is not None:
-        yield f"epsilon {record.epsilon:.2f}"
+        yield f"epsilon {rounded_up(record.epsilon, digits=2)}"
 
 
 def reasons(counts: Mapping[str, int]) -> str:
@@ -286,7 +291,7 @@ def promise(epsilon: float | None, delta: float, unit: str) -> str:
     """For example ``epsilon 8.00 at delta 1e-05, per record``."""
     if epsilon is None or not math.isfinite(epsilon):
         return "none: this run had no privacy"
-    return f"epsilon {epsilon:.2f} at delta {delta:g}, per {unit}"
+    return f"epsilon {rounded_up(epsilon, digits=2)} at delta {delta:g}, per {unit}"
 
 
 def summary_rows(summary: Mapping[str, Any]) -> list[SummaryRow]:
@@ -301,7 +306,8 @@ def _facts(summary: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
     known = {key: value for key, value in summary.items() if value is not None}
     yield "macro F1", f"{known['macro_f1']:.4f}" if "macro_f1" in known else ""
     yield "privacy", promise(known.get("epsilon"), known["delta"], str(known["unit"])) if "delta" in known else ""
-    yield "rounds", f"{known['rounds']} over {known['sites']} sites" if "rounds" in known else ""
+    over = f"{known['sites']} {plural('site', known['sites'])}" if "rounds" in known else ""
+    yield "rounds", f"{known['rounds']} over {over}" if over else ""
     yield "traffic", f"up {size(known['bytes_up'])}, down {size(known['bytes_down'])}" if "bytes_up" in known else ""
     yield "time", duration(known["seconds"]) if "seconds" in known else ""
     yield "memory", f"{size(known['peak_bytes']['host'])} at most" if "peak_bytes" in known else ""
@@ -345,6 +351,17 @@ def size(count: float) -> str:
     """Bytes in decimal units, for example ``12.0 kB``; from 100 kB on in MB."""
     power = 9 if count >= 1e9 else 6 if count >= 1e5 else 3 if count >= 1e3 else 0
     return f"{count / 10**power:.1f} {UNITS[power]}" if power else f"{count:.0f} B"
+
+
+def rounded_up(epsilon: float, *, digits: int) -> str:
+    """A figure with so many digits after the point, never below the true one."""
+    near = f"{epsilon:.{digits}f}"
+    return f"{Decimal(near) + Decimal(1).scaleb(-digits):f}" if float(near) < epsilon else near
+
+
+def plural(noun: str, count: float) -> str:
+    """The noun as it stands after a count, for example ``site`` after 1 and ``sites`` after 2."""
+    return noun if count == 1 else f"{noun}s"
 
 
 def printable(text: str) -> str:

@@ -26,8 +26,28 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, Self, TextIO
 
 from fedward_simulations.device import held_bytes
-from fedward_simulations.watching.panel import FIGURE, GAP, LABEL, QUIET, REMARK, Row, Span, bar, height, panel_rows
-from fedward_simulations.watching.progress import Progress, caveats, measures, printable, reasons, size, summary_rows
+from fedward_simulations.watching.panel import (
+    FIGURE,
+    GAP,
+    LABEL,
+    QUIET,
+    Row,
+    Span,
+    bar,
+    graph_width,
+    height,
+    panel_rows,
+)
+from fedward_simulations.watching.progress import (
+    Progress,
+    caveats,
+    measures,
+    plural,
+    printable,
+    reasons,
+    size,
+    summary_rows,
+)
 from fedward_simulations.watching.tables import columns_lines, metrics_lines
 
 if TYPE_CHECKING:
@@ -57,6 +77,7 @@ FRAMES_PER_SECOND = 4
 WIDEST = 110  # a panel wider than this is harder to read, not easier
 TALL = 32  # from this many lines on, curves are drawn several lines high
 MARGINS = 6  # border and padding on both sides
+FEW = 10  # sites up to which each has a line of its own in a log
 
 
 class OutputMode(StrEnum):
@@ -219,7 +240,7 @@ class LineView(_Silent):
         self._stream = stream or sys.stdout
         self._rounds = 0
         self._stage_width = 0
-        self._sites = 0
+        self._sites = 0  # that compute features in any case; 0 where nobody knows how many will be asked
         self._cached: set[str] = set()
 
     def preparing(self, what: str) -> None:
@@ -228,17 +249,23 @@ class LineView(_Silent):
 
     def started(self, *, config: RunConfig, sites: Mapping[str, int], records: Mapping[str, int], out: Path) -> None:
         """Say what runs and what it promises."""
-        self._rounds, self._sites = config.total_rounds, len(sites)
+        asked = config.rounds.cohort
+        self._rounds, self._sites = config.total_rounds, 0 if 0 < asked < len(sites) else len(sites)
         self._stage_width = max(len(stage.name) for stage in config.stages)
         terms = config.privacy
-        self._write(f"{config.name}: base {config.model.base}, {self._sites} sites, {self._rounds} rounds, into {out}")
+        scale = f"{len(sites)} {plural('site', len(sites))}, {self._rounds} {plural('round', self._rounds)}"
+        self._write(f"{config.name}: base {config.model.base}, {scale}, into {out}")
         self._write(f"promise: epsilon {terms.epsilon:g} at delta {terms.delta:g}, per {terms.unit}, at each site")
 
     def caching(self, site: str, done: int, total: int) -> None:
-        """One line a site, at its end."""
-        if done >= total and site not in self._cached:
-            self._cached.add(site)
-            self._write(f"features cached: {site} ({len(self._cached)}/{max(self._sites, len(self._cached))})")
+        """One line a site at its end; with many sites, ever more of them pass between two lines."""
+        if done < total or site in self._cached:
+            return
+        self._cached.add(site)
+        count, all_sites = len(self._cached), self._sites
+        if 0 < all_sites <= FEW or count == all_sites or str(count).rstrip("0") in ("1", "2", "5"):
+            so_far = f"{count}/{max(all_sites, count)}" if all_sites else f"{count} {plural('site', count)} so far"
+            self._write(f"features cached: {site} ({so_far})")
 
     def round_finished(self, record: RoundRecord) -> None:
         """One line."""
@@ -258,7 +285,7 @@ class LineView(_Silent):
     def _parts(self, record: RoundRecord) -> Iterable[str]:
         width, sites = len(str(self._rounds)), len(str(record.cohort))
         yield f"round {record.round:>{width}}/{self._rounds} {record.stage:<{self._stage_width}}"
-        yield f"{record.replied:>{sites}}/{record.cohort} sites"
+        yield f"{record.replied:>{sites}}/{record.cohort} {plural('site', record.cohort)}"
         yield "abandoned" if record.abandoned else ""
         yield from measures(record)
         yield f"up {size(record.bytes_up)}"
@@ -420,12 +447,12 @@ def _frame(progress: Progress, terminal: ConsoleDimensions) -> Panel:
     room = max(terminal.height - sum(height(row) for row in rows) - len(doing) - 6, 0)  # border, padding, blank, spare
     notes = [Text(f"· {text}", style=QUIET, no_wrap=True, overflow="ellipsis") for text in progress.notes]
     below = [Text(), *notes[-room:]] if notes and room else []
-    body = Group(*doing, _grid(rows), *below)
+    body = Group(*doing, _grid(rows, room=graph_width(width - MARGINS)), *below)
     title = Text.assemble(*_title(progress))
     return Panel(body, title=title, title_align="left", width=width, padding=(1, 2), border_style=QUIET)
 
 
-def _grid(rows: Iterable[Row]) -> Table:
+def _grid(rows: Iterable[Row], *, room: int) -> Table:
     from rich.table import Table
     from rich.text import Text
 
@@ -433,9 +460,12 @@ def _grid(rows: Iterable[Row]) -> Table:
     grid.add_column(width=LABEL, style=QUIET)
     grid.add_column(width=FIGURE, no_wrap=True)
     grid.add_column(ratio=1, no_wrap=True)
-    grid.add_column(width=REMARK, no_wrap=True)
-    for label, *cells in rows:
-        grid.add_row(label, *(Text.assemble(*cell) for cell in cells))
+    for label, figure, graph, remark in rows:
+        first, *below = Text.assemble(*graph).split("\n") or [Text()]
+        if remark:
+            first.pad_right(room + GAP - len(first))
+            first.append_text(Text.assemble(*remark))
+        grid.add_row(label, Text.assemble(*figure), Text("\n").join([first, *below]))
     return grid
 
 

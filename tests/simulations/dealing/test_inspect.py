@@ -23,9 +23,11 @@ from fedward_common.config import (
 )
 from fedward_common.errors import DataError
 from fedward_common.privacy.guarantee import Unit
-from fedward_simulations.dealing import inspect as module
-from fedward_simulations.dealing.inspect import Kind, Summary, inspect_file, render_toml, suggest, summarise
+from fedward_simulations.dealing.inspect import Kind, Summary, inspect_file, summarise
 from fedward_simulations.dealing.partition import holdout, partition
+from fedward_simulations.dealing.render import render_toml
+from fedward_simulations.dealing.sources import read_source
+from fedward_simulations.dealing.suggest import suggest
 from support.shared import shared_rows
 
 WORDS = "the patient came with a cough and went home on day"
@@ -97,7 +99,7 @@ class TestSuggest:
     @pytest.mark.parametrize(("rows", "delta"), [(300, 1e-5), (10_000, 1e-5), (10_001, 1e-6), (67_349, 1e-6)])
     def test_delta_stays_below_a_tenth_of_one_in_all_rows(self, rows: int, delta: float) -> None:
         columns = summarise(table(300)).columns
-        assert suggest(Summary(rows=rows, columns=columns), "a.csv").privacy.delta == delta <= 1 / (10 * rows)
+        assert suggest(Summary(rows=rows, columns=columns, table={}), "a.csv").privacy.delta == delta <= 1 / (10 * rows)
 
     @pytest.mark.parametrize(
         "names", [("sentence1", "sentence2"), ("Premise", "Hypothesis"), ("question", "sentence"), ("text_a", "text_b")]
@@ -161,6 +163,29 @@ class TestSuggest:
         )
         config = suggest(summary, "a.csv", text=["other"], label="group", unit="doctor", site="place")
         assert config.data == DataConfig(train="a.csv", text=("other",), label="group", unit="doctor", site="place")
+
+    def test_a_named_site_that_keeps_no_unit_is_refused_and_a_found_one_is_left_out(self) -> None:
+        # every patient has most records in the north, so that the south is left with none
+        columns = {"region": ["north", "north", "south"] * 100, "patient": [f"p{row // 6}" for row in range(300)]}
+        summary = summarise(table(300, columns))
+        assert suggest(summary, "a.csv").data.site is None
+        with pytest.raises(DataError, match="value of column 'region' keeps no unit") as caught:
+            suggest(summary, "a.csv", site="region")
+        assert caught.value.hint
+
+    def test_another_site_column_serves_where_the_first_cannot(self) -> None:
+        columns = {"site": ["north", "north", "south"] * 100, "patient": [f"p{row // 6}" for row in range(300)]}
+        columns["region"] = [f"r{row // 150}" for row in range(300)]
+        assert suggest(summarise(table(300, columns)), "a.csv").data.site == "region"
+
+    def test_named_columns_of_lists_are_refused(self) -> None:
+        summary = summarise(table(more={"tags": [["a"]] * 200}))
+        with pytest.raises(DataError, match="column 'tags' holds lists or objects"):
+            suggest(summary, "a.csv", site="tags")
+
+    def test_a_site_column_of_many_values_may_be_named(self) -> None:
+        config = suggest(summarise(table(6000, {"clinic_no": cycle(1200, 6000)})), "a.csv", site="clinic_no")
+        assert config.partition.minimum_units == 1
 
     def test_nothing_to_suggest(self) -> None:
         with pytest.raises(DataError, match="free text"):
@@ -236,7 +261,47 @@ def works(config: RunConfig) -> int:
     return len(partition(records.select(train), config.partition, seed=config.seed))
 
 
+def written(path: Path, columns: Mapping[str, list[Any]]) -> Path:
+    with path.open("w", encoding="utf-8", newline="") as stream:
+        writer = csv.writer(stream)
+        writer.writerow(columns)
+        writer.writerows(zip(*columns.values(), strict=True))
+    return path
+
+
 class TestWholeFiles:
+    @pytest.mark.parametrize("small", [1, 3, 12, 60])
+    def test_patients_at_several_sites_leave_the_smallest_site_enough(self, tmp_path: Path, small: int) -> None:
+        # the south has 200 rows and more, but keeps only the few patients who have most of theirs there
+        regions, patients = ["south", "north", "north"] * 200, [f"p{row // 3}" for row in range(600)]
+        regions += ["south"] * 2 * small
+        patients += [f"q{row // 2}" for row in range(2 * small)]
+        rows = len(regions)
+        path = written(tmp_path / "notes.csv", table(rows, {"region": regions, "patient": patients}))
+        summary = inspect_file(str(path))
+        config = RunConfig.from_toml(render_toml(suggest(summary, str(path)), summary))
+        assert (config.data.site, config.data.unit) == ("region", "patient")
+        assert works(config) == 2
+        assert 1 <= config.partition.minimum_units <= small
+
+    @pytest.mark.parametrize(("source", "rows"), [("icd10cm:300", 300), ("icd10cm:30", 30), ("icd10cm:5", 5)])
+    def test_built_in_data(self, source: str, rows: int) -> None:
+        summary = inspect_file(source)
+        config = suggest(summary, source)
+        assert summary.rows == rows
+        assert config.data == DataConfig(train=source, text=("text",), label="label")
+        assert RunConfig.from_toml(render_toml(config, summary)) == config
+
+    def test_built_in_data_runs(self) -> None:
+        config = suggest(inspect_file("icd10cm:300"), "icd10cm:300")
+        assert config.name == "icd10cm"
+        assert len(read_source(config).sites) == 5
+
+    def test_built_in_data_that_is_not_understood(self) -> None:
+        with pytest.raises(DataError, match="not understood") as caught:
+            inspect_file("icd10cm:many")
+        assert "icd10cm:300" in caught.value.hint
+
     @pytest.mark.parametrize(
         ("name", "site", "unit"),
         [
@@ -273,10 +338,6 @@ class TestWholeFiles:
         assert config.data.unit == "Patient ID"
         assert RunConfig.from_toml(render_toml(config, summary)) == config
         assert works(config) == 2
-
-
-def test_public_names_are_sorted() -> None:
-    assert module.__all__ == sorted(module.__all__) and all(hasattr(module, name) for name in module.__all__)
 
 
 EXAMPLE = """\

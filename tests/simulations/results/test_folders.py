@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import errno
+import os
 from pathlib import Path
 
 import pytest
@@ -29,6 +31,52 @@ def test_what_holds_something_is_not_free(tmp_path: Path) -> None:
     for taken in (tmp_path, tmp_path / "file"):
         with pytest.raises(OutputError):
             claim_folder(taken)
+
+
+def test_only_a_folder_can_be_gone_on_with(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(OutputError, match="is a file") as caught:
+        claim_folder(tmp_path / "file")
+    assert "--resume" not in caught.value.hint
+    with pytest.raises(OutputError, match="is not empty") as caught:
+        claim_folder(tmp_path)
+    assert "--resume" in caught.value.hint
+
+
+def test_a_folder_below_a_file_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(OutputError, match=r"cannot write to .*run: Not a directory"):
+        claim_folder(tmp_path / "file" / "deep" / "run")
+
+
+@pytest.mark.parametrize(("flags", "reason"), [(0, errno.EACCES), (os.ST_RDONLY, errno.EROFS)])
+@pytest.mark.parametrize("below", [".", "run", "deep/run"])
+def test_what_cannot_be_written_is_found_before_any_work(
+    below: str, flags: int, reason: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # root may write anywhere, so the answers of the system are made up
+    statvfs = os.statvfs_result((4096, 4096, 1, 1, 1, 1, 1, 1, flags, 255))
+    monkeypatch.setattr(os, "access", lambda path, mode: not (Path(path) == tmp_path and mode & os.W_OK))
+    monkeypatch.setattr(os, "statvfs", lambda path: statvfs)
+    with pytest.raises(OutputError, match=f"cannot write to .*: {os.strerror(reason)}") as caught:
+        claim_folder(tmp_path / below)
+    assert caught.value.hint
+
+
+def test_what_lies_in_a_folder_that_may_not_be_entered_is_one_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stat = os.stat
+
+    def closed(path: str | Path, **options: bool) -> os.stat_result:
+        if Path(path).parent == tmp_path:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        return stat(path, **options)
+
+    monkeypatch.setattr(os, "stat", closed)
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    with pytest.raises(OutputError, match="Permission denied"):
+        claim_folder(tmp_path / "run")
 
 
 def test_earlier_results_are_numbered_and_none_is_lost(tmp_path: Path) -> None:

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fedward_common.errors import OutputError
+from fedward_common.errors import InputError, OutputError
 from fedward_simulations.dealing.deal import Deal
-from fedward_simulations.results.report import draw_deal, draw_plots, load_rounds
+from fedward_simulations.results.report import check_picture, draw_deal, draw_plots, load_rounds
 from support.told import SUMMARY, config, record
 
 PNG = b"\x89PNG"
@@ -110,6 +110,13 @@ class TestDeal:
         data = (tmp_path / "sites.picture").read_bytes()
         assert data.startswith(b"\x89PNG") and len(data) > 20_000
 
+    @pytest.mark.parametrize("name", ["sites.svg", "sites", ".", "png", "sites.png.pdf", ".png"])
+    def test_only_a_png_is_drawn(self, name: str) -> None:
+        with pytest.raises(InputError, match="no name of a PNG file") as caught:
+            check_picture(Path(name))
+        assert caught.value.hint == "end it in .png"
+        check_picture(Path("a.b/sites.PNG"))
+
     def test_a_picture_that_cannot_be_written_is_named(self, tmp_path: Path) -> None:
         one = np.ones(1, np.int64)
         deal = Deal(
@@ -117,4 +124,8 @@ class TestDeal:
         )
         with pytest.raises(OutputError, match="cannot write") as caught:
             draw_deal(deal, tmp_path / "nowhere" / "a.png")
-        assert caught.value.hint
+        assert "a folder that exists" in caught.value.hint
+        (tmp_path / "folder.png").mkdir()
+        with pytest.raises(OutputError, match="Is a directory") as caught:
+            draw_deal(deal, tmp_path / "folder.png")
+        assert "name of a file" in caught.value.hint

@@ -14,9 +14,13 @@ from fedward_simulations.sweep.file import SweepFile
     [
         ('run = "r.toml"\nsedes = [1]', "unknown key sedes"),
         ("name = 'a'", "run is missing"),
-        ('run = "r.toml"\n[grid]\nprivacy.epsilon = 3', "privacy.epsilon should be a list of values"),
-        ('run = "r.toml"\n[grid]\n"privacy.epsilon" = []', "privacy.epsilon should be a list of values"),
-        ('run = "r.toml"\n[[list]]\n', "a point is empty"),
+        ('run = "r.toml"\n[grid]\nprivacy.epsilon = 3', "grid: privacy.epsilon should be a list of at least one value"),
+        (
+            'run = "r.toml"\n[grid]\n"privacy.epsilon" = []',
+            "grid: privacy.epsilon should be a list of at least one value",
+        ),
+        ('run = "r.toml"\n[[list]]\nadapter.rank = 1\n[[list]]\n', "list: point 2 is empty"),
+        ('run = "r.toml"\nseeds = []', "seeds should hold at least one integer"),
         ("run = 3", "should be the path of a run file"),
         ('run = "r.toml"\nseeds = [1, 1]', "seeds must be distinct"),
         ('run = "r.toml"\nseeds = [-1]', "seeds.0 should be greater"),
@@ -24,8 +28,11 @@ from fedward_simulations.sweep.file import SweepFile
         ('run = "r.toml"\nschema = 2', "schema 2 is not known"),
         ('run = "r.toml"\nprocesses = 0', "processes should be greater"),
         ("run = = 1", "is not TOML"),
-        ('run = "r.toml"\n[grid]\nprivacy.epsilon = [1.0]\n"privacy.epsilon" = [8.0]', "epsilon is there twice"),
-        ('run = "r.toml"\n[[list]]\nadapter.rank = 1\n"adapter.rank" = 2', "adapter.rank is there twice"),
+        (
+            'run = "r.toml"\n[grid]\nprivacy.epsilon = [1.0]\n"privacy.epsilon" = [8.0]',
+            "grid: privacy.epsilon is there twice",
+        ),
+        ('run = "r.toml"\n[[list]]\nadapter.rank = 1\n"adapter.rank" = 2', "list: adapter.rank is there twice"),
     ],
 )
 def test_a_wrong_file_is_one_line_and_a_hint(text: str, what: str, tmp_path: Path) -> None:

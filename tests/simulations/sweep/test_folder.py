@@ -52,7 +52,7 @@ def test_what_ran_stays_in_the_sweep_a_plan_that_leaves_out_a_job_that_began_is_
     assert go_on(folder, fewer) == 0  # nothing ran
     go_on(folder, plan)
     done(folder, plan.jobs[0])
-    with pytest.raises(OutputError, match=r"1 runs in .* are not in the sweep file any more"):
+    with pytest.raises(OutputError, match=r"the sweep file lacks 1 run in .* changed"):
         go_on(folder, fewer)
 
 
@@ -105,7 +105,7 @@ def test_what_ran_counts_also_where_nothing_is_written_of_it(tmp_path: Path) -> 
     fewer, _ = made(tmp_path, grid='"privacy.epsilon" = [8.0]')
     begin(folder, fewer)
     done(folder, next(job for job in plan.jobs if job.config.privacy.epsilon == 1.0))
-    with pytest.raises(OutputError, match=r"1 runs in .* are not in the sweep file any more"):
+    with pytest.raises(OutputError, match=r"the sweep file lacks 1 run in .* changed"):
         go_on(folder, fewer)
 
 

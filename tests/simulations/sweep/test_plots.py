@@ -5,11 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from matplotlib.figure import Figure
 
 from fedward_common.errors import OutputError
 from fedward_simulations.sweep.folder import SweepFolder
 from fedward_simulations.sweep.plan import Plan
-from fedward_simulations.sweep.plots import draw_sweep
+from fedward_simulations.sweep.plots import _accuracy_axis, draw_sweep
 from fedward_simulations.sweep.table import Results
 from support.sweeping import wards
 
@@ -47,6 +48,19 @@ def finish(
             for n in (1, 2, 3)
         ]
         (run / "rounds.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+@pytest.mark.parametrize("values", [(0.5, 1.02), (0.97, 1.05), (0.2, 0.4), (-0.3, 1.4)])
+def test_an_accuracy_axis_has_no_tick_that_an_accuracy_cannot_have(values: tuple[float, float]) -> None:
+    axes = Figure().add_subplot()
+    axes.plot([0, 1], values)
+    _accuracy_axis(axes)
+    before = axes.get_ylim()
+    assert all(0 <= tick <= 1 for tick in axes.get_yticks())
+    assert len(axes.get_yticks()) >= 2
+    assert all(label.get_text().endswith(" %") for label in axes.get_yticklabels())
+    assert axes.get_ylim() == before
+    assert before[1] <= 1.02
 
 
 def drawn(plan: Plan, folder: SweepFolder) -> tuple[set[str], str]:

@@ -27,3 +27,16 @@ def test_counts_and_time_left() -> None:
     progress.end("d", failed=False)
     assert (progress.done, progress.failed, progress.left) == (3, 1, 0.0)
     assert progress.running == {}
+
+
+def test_a_failed_job_is_no_work_done() -> None:
+    clock = Clock()
+    progress = SweepProgress(rounds=dict.fromkeys("abcd", 10), finished=[], clock=clock)
+    clock.now = 1.0
+    progress.end("a", failed=True)
+    assert progress.left is None
+    progress.advance("b", rounds=10)
+    progress.end("b", failed=False)
+    clock.now = 50.0
+    assert progress.left == pytest.approx(2 * 50.0)
+    assert (progress.rounds_done, progress.rounds_total) == (10, 30)

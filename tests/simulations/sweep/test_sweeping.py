@@ -16,19 +16,21 @@ from pathlib import Path
 import pyarrow.parquet
 import pytest
 
+from fedward_common.config import RunConfig
 from fedward_common.privacy.grants import Quote
 from fedward_simulations.engines import BY_DEFAULT
 from fedward_simulations.sweep import sweeping
 from fedward_simulations.sweep.folder import SweepFolder
 from fedward_simulations.sweep.plan import Plan
-from fedward_simulations.sweep.sweeping import _order, _spent, sweep
-from fedward_simulations.sweep.tuning import composed
+from fedward_simulations.sweep.sweeping import _figures, _order, _spent, sweep
+from fedward_simulations.sweep.tuning import Spent, composed, sentences
 from fedward_simulations.sweep.view import choose_sweep_view
 from fedward_simulations.sweep.worker import Bench, _perform
 from support.sweeping import wards
 
 SWEEP = [sys.executable, "-m", "fedward_simulations", "sweep"]
 GRID = '"privacy.epsilon" = [2.0, 8.0]'
+RUN = {"data": {"train": "notes.csv"}, "task": {"labels": ["yes", "no"]}}
 HEAD = "seeds = [0, 1]\nprocesses = 1"
 
 
@@ -127,6 +129,13 @@ def test_a_stopped_run_of_a_natural_partition_counts_at_all_the_sites_of_the_dat
     shutil.rmtree(order.out / "checkpoints")
     (cost,) = composed(_spent(plan, folder))
     assert cost.sum_epsilon is None
+
+
+def test_table_and_sentences_give_one_run_one_epsilon_that_is_not_below_the_true_one() -> None:
+    means = {"accuracy_mean": 0.5, "macro_f1_mean": 0.5, "accuracy_low": None, "accuracy_sd": None}
+    (cost,) = costs = composed([Spent(config=RunConfig.model_validate(RUN), epsilons={"ward": 7.9951})])
+    assert _figures({"done": 1, "epsilon_mean": cost.sum_epsilon, **means})[-1] == "7.996"
+    assert "(sums) a record has epsilon 7.996 at" in sentences(costs, [], per_site=False)[0]
 
 
 def test_processes_share_the_memory(

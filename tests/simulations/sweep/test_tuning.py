@@ -125,5 +125,10 @@ def test_what_a_person_must_read() -> None:
     assert "holds out" not in " ".join(sentences(composed(held), [tested], per_site=False))
 
 
+def test_one_run_is_one_run() -> None:
+    cost = composed([spent(2.0, ward=1.5)])
+    assert "the epsilon of the 1 run that began counts" in sentences(cost, [], per_site=False)[0]
+
+
 def test_nothing_ran_nothing_is_spent() -> None:
     assert composed([]) == []

@@ -3,8 +3,10 @@ from __future__ import annotations
 import io
 import json
 
+import pytest
+
 from fedward_simulations.sweep.progress import SweepProgress
-from fedward_simulations.sweep.view import SweepView, choose_sweep_view
+from fedward_simulations.sweep.view import SweepView, _Live, choose_sweep_view
 
 
 class Terminal(io.StringIO):
@@ -39,6 +41,38 @@ def test_plain_lines_without_a_terminal() -> None:
         "note: a note",
         "point  n",
     ]
+
+
+def test_one_run_is_one_run() -> None:
+    stream = io.StringIO()
+    view = choose_sweep_view(json_lines=False, stream=stream)
+    view.started(name="curve", out="out", progress=SweepProgress(rounds={"a": 2}, finished=[]))
+    assert stream.getvalue() == "curve: 1 run, 0 done before, into out\n"
+
+
+@pytest.mark.parametrize(("columns", "lines"), [(30, 3), (60, 2), (66, 1), (80, 1), (200, 1)])
+def test_the_bar_is_legible_without_colour_and_leaves_its_words_whole(
+    columns: int, lines: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    clock = iter([0.0] + [4000.0] * 99)
+    names = [f"run-{number}" for number in range(100)]
+    progress = SweepProgress(rounds=dict.fromkeys(names, 10), finished=[], clock=lambda: next(clock))
+    view = choose_sweep_view(json_lines=False, stream=Terminal())
+    assert isinstance(view, _Live)
+    with view:
+        view.started(name="curve", out="out", progress=progress)
+        for number, name in enumerate(names[:58]):
+            progress.end(name, failed=number < 12)
+        for name in names[58:70]:
+            progress.advance(name, rounds=1)
+    assert view._console is not None
+    shown = [line.plain for line in view._bar().wrap(view._console, columns)]
+    assert len(shown) == lines
+    assert all(len(line) <= columns for line in shown)
+    assert "━" in shown[0] and "─" in shown[0]
+    words = " ".join(line.strip(" ━╸─") for line in shown).strip()
+    assert words.replace("  ", " ") == "46/100 done 12 failed 12 running about 58 min left"
 
 
 def test_json_is_one_object_a_line_and_the_summary_last() -> None:

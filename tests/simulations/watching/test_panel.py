@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedward_simulations.watching.panel import Row, bar, curve, dots, height, panel_rows
+from fedward_simulations.watching.panel import GAP, Row, bar, curve, dots, graph_width, height, panel_rows
 from fedward_simulations.watching.progress import Progress
 from support.told import SITES, config, record
 
@@ -44,6 +44,12 @@ def test_a_run_under_way_shows_every_figure() -> None:
     assert rows["Traffic"][0] == "0.2 MB up"
 
 
+def test_the_epsilon_of_the_panel_is_never_below_the_true_one() -> None:
+    progress = a_progress(1)
+    progress.end_round(record(2, epsilon=7.9904))
+    assert by_label(panel_rows(progress, width=74, lines=1))["Epsilon"][0] == "8.00 of 8"
+
+
 def test_speed_and_memory_have_a_row_of_their_own() -> None:
     clock = iter(range(1000))
     progress = Progress(clock=lambda: float(next(clock)), memory=lambda: {"host": 1_500_000_000, "device": 0})
@@ -56,6 +62,70 @@ def test_speed_and_memory_have_a_row_of_their_own() -> None:
     assert records.endswith(",000 records/s")
 
 
+def a_busy_progress() -> Progress:
+    """Every row, each with long figures."""
+    clock = iter(range(1000))
+    progress = Progress(clock=lambda: float(next(clock)), memory=lambda: dict.fromkeys(("host", "device"), 12 * 10**9))
+    progress.start(config=config(), sites=SITES, records=dict.fromkeys(SITES, 900_000))
+    for number in range(1, 6):
+        progress.begin_round(round=number, stage=record(number).stage, attempt=1, cohort=2)
+        progress.answer(site="site-1", outcome="update")
+        progress.end_round(record(number, sites={"accuracy": 0.5}, bytes_up=10**8, bytes_down=10**8, seconds=67.0))
+    progress.begin_round(round=6, stage="adapter", attempt=2, cohort=4)
+    for outcome in ("update", "unavailable", "late"):
+        progress.answer(site="site-1", outcome=outcome)
+    progress.cache(site="site-1", done=100, total=100)
+    return progress
+
+
+def words_of(row: Row) -> str:
+    return " ".join(text_of(cell) for cell in row[1:])
+
+
+@pytest.mark.parametrize("terminal", [60, 61, 66, 79, 80, 110])
+def test_from_60_columns_up_no_figure_is_cut(terminal: int) -> None:
+    width = terminal - 6
+    rows, graph = panel_rows(a_busy_progress(), width=width, lines=1), graph_width(width)
+    right = width - 8 - 13 - 2 * GAP
+    for _, figure, drawn, said in rows:
+        assert len(text_of(figure)) <= 13
+        assert len(text_of(drawn)) <= (graph if said else right)
+        assert graph + GAP + len(text_of(said)) <= right
+    text = " ".join(" ".join(map(words_of, rows)).split())
+    for words in ("adapter, stage 2 of 2, attempt 2", "1 refused, 1 dropped", "1 of 2 sites ready", "best 0.0500",
+                  "noisy accuracy", "for the whole run", "delta 1e-05, per record", "500.0 MB down", " records/s",
+                  "memory 12.0 GB, GPU 12.0 GB", "about 1 min 10 s left"):  # fmt: skip
+        assert words in text
+
+
+def test_a_remark_stands_beside_its_graph_where_it_fits_and_below_where_not() -> None:
+    rows = {width: panel_rows(a_progress(5), width=width, lines=1) for width in (54, 74)}
+    epsilon = {width: [row[0] for row in found].index("Epsilon") for width, found in rows.items()}
+    assert words_of(rows[74][epsilon[74]]) == "7.99 of 8 for the whole run delta 1e-05, per record"
+    assert [words_of(row).strip() for row in rows[54][epsilon[54] :][:2]] == [
+        "7.99 of 8 for the whole run",
+        "delta 1e-05, per record",
+    ]
+
+
+def test_a_fast_run_has_room_for_its_figure() -> None:
+    clock = iter([0.0, 0.0, *[0.001] * 99])
+    progress = Progress(clock=lambda: next(clock))
+    progress.start(config=config(), sites=SITES, records=SITES)
+    progress.begin_round(round=1, stage="head", attempt=1, cohort=2)
+    for site in SITES:
+        progress.answer(site=site, outcome="update")
+    assert by_label(panel_rows(progress, width=74, lines=1))["Speed"][0] == "2,000 sites/s"
+
+
+def test_one_site_is_one_site() -> None:
+    progress = Progress(clock=lambda: 0.0)
+    progress.start(config=config(), sites={"ward": 10}, records={"ward": 10})
+    progress.begin_round(round=1, stage="head", attempt=1, cohort=1)
+    progress.cache(site="ward", done=10, total=10)
+    assert by_label(panel_rows(progress, width=74, lines=1))["Features"][2] == "1 of 1 site ready"
+
+
 def test_caching_says_how_many_sites_are_ready() -> None:
     progress = a_progress(0)
     progress.begin_round(round=1, stage="head", attempt=2, cohort=2)
@@ -63,7 +133,7 @@ def test_caching_says_how_many_sites_are_ready() -> None:
     rows = by_label(panel_rows(progress, width=74, lines=1))
     assert rows["Features"][0] == "56%"
     assert rows["Features"][2] == "1 of 2 sites ready"
-    assert rows["Round"][2].endswith("attempt 2")
+    assert panel_rows(progress, width=74, lines=1)[1][2] == (("head, stage 1 of 2, attempt 2", ""),)
 
 
 def test_tall_curves_take_their_lines() -> None:

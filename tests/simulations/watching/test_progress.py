@@ -1,6 +1,10 @@
 from __future__ import annotations
 
+import math
+
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from fedward_common.config import StageConfig
 from fedward_simulations.watching.progress import (
@@ -10,9 +14,11 @@ from fedward_simulations.watching.progress import (
     caveats,
     duration,
     measures,
+    plural,
     printable,
     promise,
     reasons,
+    rounded_up,
     size,
     summary_rows,
 )
@@ -155,6 +161,12 @@ def test_the_epitaph_names_the_last_figures() -> None:
     assert under_way(Clock(), rounds=2).epitaph() == "stopped after round 2  accuracy 0.0200  epsilon 7.99"
 
 
+def test_a_resumed_run_that_stopped_in_its_first_round_names_the_rounds_before_it() -> None:
+    progress = under_way(Clock(), rounds=0)
+    progress.begin_round(round=5, stage="adapter", attempt=1, cohort=2)
+    assert progress.epitaph() == "stopped after round 4"
+
+
 def test_curves_leave_out_what_was_not_measured() -> None:
     progress = under_way(Clock(), rounds=2)
     progress.end_round(record(3, evaluation=None))
@@ -198,6 +210,33 @@ def test_sizes() -> None:
     assert [size(count) for count in (0, 999, 1000, 99_999, 100_000, 2.5e9)] == [
         "0 B", "999 B", "1.0 kB", "100.0 kB", "0.1 MB", "2.5 GB",
     ]  # fmt: skip
+
+
+@given(epsilon=st.floats(0, 1e300), digits=st.integers(0, 4))
+def test_a_shown_epsilon_is_never_below_the_true_one_nor_a_digit_above(epsilon: float, digits: int) -> None:
+    shown = float(rounded_up(epsilon, digits=digits))
+    assert epsilon <= shown <= math.nextafter(epsilon, math.inf) + 10**-digits
+
+
+@pytest.mark.parametrize(
+    ("epsilon", "shown"),
+    [(7.9904, "8.00"), (7.99, "7.99"), (8.0, "8.00"), (0.30000000000000004, "0.31"), (math.inf, "inf")],
+)
+def test_epsilons_are_rounded_up(epsilon: float, shown: str) -> None:
+    assert rounded_up(epsilon, digits=2) == shown
+
+
+def test_all_words_on_epsilon_round_it_up() -> None:
+    assert list(measures(record(3, evaluation=None, epsilon=7.9904))) == ["epsilon 8.00"]
+    assert promise(7.9904, 1e-5, "record") == "epsilon 8.00 at delta 1e-05, per record"
+    progress = under_way(Clock(), rounds=1)
+    progress.end_round(record(1, epsilon=7.9904))
+    assert progress.epitaph().endswith("epsilon 8.00")
+
+
+def test_one_is_singular() -> None:
+    assert [plural("site", count) for count in (0, 1, 2)] == ["sites", "site", "sites"]
+    assert ("rounds", "6 over 1 site", None) in summary_rows({**SUMMARY, "sites": 1})
 
 
 def test_small_words() -> None:

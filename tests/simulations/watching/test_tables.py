@@ -22,6 +22,10 @@ def test_columns_show_kind_counts_and_common_values() -> None:
     ]
 
 
+def test_one_row_is_one_row() -> None:
+    assert columns_lines(summarise({"flu": ["yes"]}))[0] == "1 row"
+
+
 def test_metrics_show_overall_figures_and_every_class() -> None:
     metrics = {
         "accuracy": 0.75,

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from fedward_common.config import RoundsConfig
 from fedward_simulations.dealing.inspect import summarise
 from fedward_simulations.watching.view import (
     JsonView,
@@ -20,7 +21,7 @@ from fedward_simulations.watching.view import (
     print_columns,
     print_metrics,
 )
-from support.told import SITES, SUMMARY, config, record, tell
+from support.told import SITES, STAGES, SUMMARY, config, record, tell
 
 ESCAPE = "\x1b"
 
@@ -76,6 +77,41 @@ def test_lines_announce_the_promise_and_each_cached_site_once() -> None:
     ]
 
 
+def cached_lines(*, sites: int, cohort: int = 0, asked: int = 0) -> list[str]:
+    stream, names = io.StringIO(), [f"site-{number}" for number in range(1, sites + 1)]
+    view = LineView(stream=stream)
+    terms = config(rounds=RoundsConfig(cohort=cohort))
+    view.started(config=terms, sites=dict.fromkeys(names, 10), records={}, out=Path("runs/wards"))
+    for name in names[: asked or sites]:
+        view.caching(name, 10, 10)
+    return [line for line in stream.getvalue().splitlines() if line.startswith("features cached")]
+
+
+def test_many_cached_sites_are_about_ten_lines_and_the_last_one_is_among_them() -> None:
+    lines = cached_lines(sites=1200)
+    assert len(lines) <= 12
+    assert lines[0] == "features cached: site-1 (1/1200)"
+    assert lines[-1] == "features cached: site-1200 (1200/1200)"
+
+
+def test_cached_sites_are_counted_without_a_total_where_only_a_cohort_is_asked() -> None:
+    lines = cached_lines(sites=1000, cohort=8, asked=30)
+    assert [line.partition("(")[2] for line in lines] == [
+        "1 site so far)", "2 sites so far)", "5 sites so far)", "10 sites so far)", "20 sites so far)",
+    ]  # fmt: skip
+    assert cached_lines(sites=4, cohort=4)[-1] == "features cached: site-4 (4/4)"
+
+
+def test_lines_say_one_site_of_one() -> None:
+    stream = io.StringIO()
+    view = LineView(stream=stream)
+    view.started(config=config(stages=STAGES[:1]), sites={"ward": 10}, records={}, out=Path("runs/wards"))
+    view.round_finished(record(1, cohort=1, replied=1))
+    text = stream.getvalue()
+    assert ", 1 site, 4 rounds, " in text
+    assert "1/1 site  " in text
+
+
 def test_lines_name_refusals_drops_and_abandoned_rounds() -> None:
     stream = io.StringIO()
     view = LineView(stream=stream)
@@ -119,7 +155,7 @@ def test_json_is_all_that_stdout_holds_and_the_summary_is_last(capsys: pytest.Ca
 
 
 # ---- the panel ---------------------------------------------------------------------
-@pytest.mark.parametrize("width", [80, 120])
+@pytest.mark.parametrize("width", [60, 80, 120])
 def test_the_panel_holds_the_figures_within_the_terminal(width: int) -> None:
     view = LiveView(console=a_console(width), clock=lambda: 0.0)
     view._progress.notes.append("an earlier result was moved to runs/wards.1")
@@ -130,12 +166,22 @@ def test_the_panel_holds_the_figures_within_the_terminal(width: int) -> None:
     lines = frame(view, width)
     assert all(len(line) <= width for line in lines)
     text = "\n".join(lines)
-    for figure in ("6/6", "1/2", "●▲", "1 refused", "0.0500", "2.500", "best 0.0500", "7.99 of 8", "delta 1e-05"):
+    for figure in ("6/6", "1/2", "●▲", "1 refused", "0.0500", "2.500", "best 0.0500", "7.99 of 8",
+                   "delta 1e-05, per record", "0.2 MB up", "0.2 MB down", "stage 2 of 2", "attempt 2"):  # fmt: skip
         assert figure in text
     assert "an earlier result was moved" in text
 
 
-@pytest.mark.parametrize(("width", "height"), [(20, 5), (40, 12), (80, 24), (120, 40), (200, 60)])
+def test_a_wide_panel_keeps_graphs_and_remarks_in_columns() -> None:
+    view = LiveView(console=a_console(80), clock=lambda: 0.0)
+    tell(view, rounds=5)
+    lines = frame(view, 80, height=40)
+    remarks = ("adapter, stage 2 of 2", "best 0.0500", "best 2.500", "delta 1e-05")
+    assert {line.index(remark) for remark in remarks for line in lines if remark in line} == {3 + 74 - 24}
+    assert "│  Accuracy  0.0500" in next(line for line in lines if "best 0.0500" in line)
+
+
+@pytest.mark.parametrize(("width", "height"), [(20, 5), (40, 12), (60, 24), (80, 24), (120, 40), (200, 60)])
 @pytest.mark.parametrize("rounds", [0, 1, 6])
 def test_the_panel_fits_any_terminal(width: int, height: int, rounds: int) -> None:
     view = LiveView(console=a_console(width), clock=lambda: 0.0)

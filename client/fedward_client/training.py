@@ -363,13 +363,14 @@ class LocalWork:
     metric: PrivateMetric | None
 
     def done(self) -> LocalResult:
-        """Compute it here and now, alone: metrics of the received adapter, then training."""
+        """Compute it here and now, alone: training, then metrics of the received adapter.
+
+        In this order features that training caches serve metrics in every round: the same bits, also after a restart.
+        """
         trainer, metric = self.trainer, self.metric
-        if self.training.groups == ("head",):  # before metrics, which are then of the same bits in every round
-            trainer.model.load(self.adapter)
-            trainer.features(self.adapter)
+        delta = trainer.train(self.round, self.adapter, self.training, self.step)
         metrics = trainer.evaluate(self.round, self.adapter, metric, cap=self.step) if metric else None
-        return LocalResult(delta=trainer.train(self.round, self.adapter, self.training, self.step), metrics=metrics)
+        return LocalResult(delta=delta, metrics=metrics)
 
 
 def _frozen_key(adapter: Adapter) -> str:

@@ -273,7 +273,7 @@ def test_every_answer_waits_for_its_slot(folder: Path) -> None:
         for work, due in ((b"0", 0.5), (b"0.3", 0.5), (b"0.6", 1.0)):
             began = time.monotonic()
             served.door.answer(work)
-            assert 0 <= time.monotonic() - began - due < 0.2
+            assert 0 <= time.monotonic() - began - due < 0.4  # a busy machine is late, but not by a slot
 
 
 def test_no_status_carries_the_text_of_an_error(folder: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -30,7 +30,7 @@ from fedward_common.privacy.randomness import public_gaussian
 if TYPE_CHECKING:
     from peft import PeftModel
 
-__all__ = ["AdaptedModel", "CoreProjection", "TrainedLayer", "adapt"]
+__all__ = ["AdaptedModel", "CoreProjection", "TrainedLayer", "adapt", "one_thread"]
 
 _SLOT = "default"  # peft's name of the one adapter
 
@@ -211,8 +211,11 @@ def _initialise(name: str, layer: Any, config: AdapterConfig, seed: int) -> None
 
 
 @contextmanager
-def _one_thread() -> Iterator[None]:
-    # on a busy machine threads that wait for each other at every step of a small decomposition take a hundredfold
+def one_thread() -> Iterator[None]:
+    """Torch computes in one thread while this is open.
+
+    On a busy machine threads that wait for each other at every step of a small decomposition take a hundredfold.
+    """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -224,7 +227,7 @@ def _one_thread() -> Iterator[None]:
 def _principal_factors(weight: NDArray[np.floating], rank: int) -> tuple[Vector, Vector]:
     # W ~ U S V^T; A = S^(1/2) V^T, B = U S^(1/2). In float64 and with the sign of each pair fixed by its largest entry,
     # so that every site derives the same factors from the same weights, also on another number of cores
-    with _one_thread():
+    with one_thread():
         parts = torch.linalg.svd(torch.from_numpy(weight).double(), full_matrices=False)
     u, s, vt = (part.numpy() for part in parts)
     u, s, vt = u[:, :rank], s[:rank], vt[:rank]

@@ -8,9 +8,8 @@ are a round's messages through Flower's Grid and ClientApp where nothing is trai
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
@@ -21,7 +20,7 @@ from fedward_client.data import Records, SiteData
 from fedward_client.training import LocalTrainer, LocalWork, SiteInputs
 from fedward_common.codec import PlanParts, PlanWriter, key_fingerprint
 from fedward_common.config import AdapterConfig, LocalOptimiser, Method, ModelConfig
-from fedward_common.modeling.adapters import AdaptedModel, TrainedLayer, adapt
+from fedward_common.modeling.adapters import AdaptedModel, TrainedLayer, adapt, one_thread
 from fedward_common.modeling.base import Base, load_base
 from fedward_common.modeling.tasks.classification import losses
 from fedward_common.privacy.mechanism import PrivateSum
@@ -32,7 +31,7 @@ from fedward_server.state import State
 from fedward_simulations.bench.overhead import bundle_for
 from fedward_simulations.bench.ready import ReadySite
 from fedward_simulations.bench.table import Table, middle
-from fedward_simulations.bench.timing import CPU, in_turn, one_thread, seconds
+from fedward_simulations.bench.timing import in_turn, seconds
 from fedward_simulations.cohort.doors import CohortDoors
 from fedward_simulations.cohort.engine import Cohort
 from fedward_simulations.cohort.gradients import written_out
@@ -43,7 +42,7 @@ from fedward_simulations.device import chosen
 from fedward_simulations.engines import Precision
 from fedward_simulations.grid import InProcessGrid, node_ids
 
-__all__ = ["CLIENTS", "Clients", "measure"]
+__all__ = ["CLIENTS", "Clients", "measure", "with_lora"]
 
 CLIENTS, CLASSES = 50, 21
 GROUPS = ("adapter", "head")
@@ -77,10 +76,11 @@ def measure(*, repeats: int = 5, clients: int = CLIENTS, model: ModelConfig | No
     device = chosen("auto")
     aims = AIMS.get(device.type, AIMS["cpu"])
     base = load_base(model or ModelConfig(max_tokens=128))
+    adapted = with_lora(base, device)
     rows: list[tuple[str, ...]] = []
     with one_thread():
         for (tokens, records), aim in zip(SHAPES, aims.over_sequential, strict=True):
-            many = Clients.of(base, clients=clients, records=records, tokens=tokens, device=device)
+            many = Clients.of(base, adapted, clients=clients, records=records, tokens=tokens)
             rows += _speeds(many, f"{tokens} tokens, {records} records a client", aim, aims.private, repeats)
         for width in WIDTHS:
             rows.append(_own_cost(width, clients, repeats, aims.own_ms))
@@ -88,8 +88,8 @@ def measure(*, repeats: int = 5, clients: int = CLIENTS, model: ModelConfig | No
         title=f"The cohort engine, {clients} clients, on {device}",
         head=("what", "median (range)", "aim"),
         rows=tuple(rows),
-        note=f"MiniLM, LoRA of rank 8 on query and value, and the head: {many.numbers:,} numbers; on a CPU its time in "
-        f"one thread; {repeats} rounds of each in turn.",
+        note=f"MiniLM, LoRA of rank 8 on query and value, and the head: {adapted.spec.size:,} numbers; on a CPU its "
+        f"time in one thread; {repeats} rounds of each in turn.",
     )
 
 
@@ -104,6 +104,11 @@ def _speeds(many: Clients, shape: str, aim: float, private_aim: float, repeats: 
     ]
 
 
+def with_lora(base: Base, device: torch.device) -> AdaptedModel:
+    """The base with the adapters that are measured, on the device; ``base`` belongs to it then."""
+    return adapt(base, AdapterConfig(method=Method.LORA, rank=8), classes=CLASSES, public_seed=0).to(device)
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Clients:
     """A resident model and clients with so many records of one length each, all of which enter the step."""
@@ -115,17 +120,14 @@ class Clients:
     def of(
         cls,
         base: Base,
+        model: AdaptedModel,
         *,
         clients: int,
         records: int,
         tokens: int,
-        device: torch.device = CPU,
         precision: Precision = Precision.FLOAT32,
     ) -> Clients:
-        """So many, on one model that has adapters and lies on the device."""
-        lora = AdapterConfig(method=Method.LORA, rank=8)
-        model = adapt(replace(base, encoder=copy.deepcopy(base.encoder)), lora, classes=CLASSES, public_seed=0)
-        model = model.to(device)
+        """So many, on one model ``with_lora``."""
         held = _records(records, tokens)
         works = [_work(base, model, held, name=f"client-{number}") for number in range(clients)]
         return cls(works=works, cohort=Cohort(note=_stop, precision=precision))
@@ -134,11 +136,6 @@ class Clients:
     def device(self) -> torch.device:
         """Where they compute."""
         return self.works[0].trainer.model.device
-
-    @property
-    def numbers(self) -> int:
-        """Trained ones of each."""
-        return self.works[0].adapter.spec.size
 
     def sequential(self) -> None:
         """One after the other."""

@@ -14,10 +14,11 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from fedward_common.config import ModelConfig
+from fedward_common.modeling.adapters import one_thread
 from fedward_common.modeling.base import Base, load_base
-from fedward_simulations.bench.cohort import CLIENTS, Clients
+from fedward_simulations.bench.cohort import CLIENTS, Clients, with_lora
 from fedward_simulations.bench.table import Table, middle
-from fedward_simulations.bench.timing import Work, in_turn, one_thread
+from fedward_simulations.bench.timing import Work, in_turn
 from fedward_simulations.device import chosen
 from fedward_simulations.engines import Precision
 
@@ -64,7 +65,8 @@ def bert_large(base: Base) -> Base:
 
 def _rows(name: str, base: Base, clients: int, repeats: int, device: torch.device) -> Sequence[tuple[str, ...]]:
     precision = Precision.BFLOAT16 if device.type == "cuda" else Precision.FLOAT32
-    many = Clients.of(base, clients=clients, records=RECORDS, tokens=TOKENS, device=device, precision=precision)
+    adapted = with_lora(base, device)
+    many = Clients.of(base, adapted, clients=clients, records=RECORDS, tokens=TOKENS, precision=precision)
     product, operations = _large_product(device)
     took = in_turn([many.together, many.sequential, product], repeats, device)
     counted = _operations(many.together)

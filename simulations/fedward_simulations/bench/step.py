@@ -14,14 +14,14 @@ import torch
 from fedward_client.data import Records, SiteData
 from fedward_client.training import LocalTrainer, SiteInputs
 from fedward_common.config import AdapterConfig, LocalOptimiser, Method, ModelConfig
-from fedward_common.modeling.adapters import AdaptedModel, adapt
+from fedward_common.modeling.adapters import AdaptedModel, adapt, one_thread
 from fedward_common.modeling.base import load_base
 from fedward_common.modeling.tasks.classification import losses
 from fedward_common.privacy.mechanism import PrivateSum
 from fedward_common.privacy.randomness import SeededRandom
 from fedward_common.round import Training
 from fedward_simulations.bench.table import Table, middle
-from fedward_simulations.bench.timing import in_turn, one_thread
+from fedward_simulations.bench.timing import in_turn
 
 __all__ = ["measure"]
 

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
 import torch
 
-__all__ = ["CPU", "Work", "in_turn", "one_thread", "seconds"]
+__all__ = ["CPU", "Work", "in_turn", "seconds"]
 
 Work: TypeAlias = Callable[[], object]
 
@@ -37,14 +36,3 @@ def in_turn(works: Sequence[Work], repeats: int, device: torch.device = CPU) -> 
         found = {index: seconds(works[index], device) for index in order}
         took.append(tuple(found[index] for index in range(len(works))))
     return took[1:]
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Torch computes in one thread while this is open."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)

@@ -92,13 +92,13 @@ class Groups:
         if self._device.type == "cuda":  # its index_add_ adds in any order
             return self.matrix(weights) @ rows
         found = rows.new_zeros(self._count, rows.shape[1])
-        return found.index_add_(0, self._places[0], rows * self._wide(weights.unsqueeze(1)))
+        return found.index_add_(0, self._where, rows * self._wide(weights.unsqueeze(1)))
 
     def matrix(self, weights: torch.Tensor) -> torch.Tensor:
         """``(groups, n)`` whose product with records gives their weighted sums."""
         wide = self._wide(weights)
         matrix = wide.new_zeros(self._count, len(wide))
-        matrix[self._places[0], torch.arange(len(wide), device=self._device)] = wide
+        matrix[self._where, torch.arange(len(wide), device=self._device)] = wide
         return matrix
 
     def _spread_is_smaller(self, outer: Outer) -> bool:
@@ -127,8 +127,12 @@ class Groups:
         return int(self._within.max()) + 1
 
     @cached_property
+    def _where(self) -> torch.Tensor:
+        return onto(self._groups, self._device)
+
+    @cached_property
     def _places(self) -> tuple[torch.Tensor, torch.Tensor]:
-        return onto(self._groups, self._device), onto(self._within, self._device)
+        return self._where, onto(self._within, self._device)
 
 
 def numbers_within(groups: Ints) -> Ints:

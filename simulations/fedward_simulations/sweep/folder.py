@@ -19,9 +19,9 @@ from typing import Any
 
 from fedward_common.config import RunConfig
 from fedward_common.errors import ConfigError, DataError, OutputError
+from fedward_common.report import counted
 from fedward_simulations.results.folders import claim_folder, read_summary, whole
 from fedward_simulations.sweep.plan import Job, Plan
-from fedward_simulations.watching.progress import plural
 
 __all__ = ["Status", "SweepFolder"]
 
@@ -159,7 +159,7 @@ class SweepFolder:
         # by the folders: they are what ran, whatever was written down of them
         begun = {path.name for path in (self.root / "runs").glob("*") if path.is_dir()}
         if lost := begun - {job.name for job in plan.jobs}:
-            runs = f"{len(lost)} {plural('run', len(lost))}"
+            runs = counted(len(lost), "run", "runs")
             raise OutputError(
                 f"the sweep file lacks {runs} in {self.root}: it or its run file changed",
                 hint="undo the change, or give another --out: what ran counts, also for privacy",

@@ -3,7 +3,8 @@
 A view is told what happens and draws it. rich is imported only when a terminal is drawn on.
 
 Example:
-    >>> from fedward_simulations.sweep.progress import SweepProgress
+    >>> from fedward_common.report import counted
+from fedward_simulations.sweep.progress import SweepProgress
     >>> with choose_sweep_view(json_lines=False, stream=sys.stdout) as view:
     ...     view.note("2 runs were done before")
     note: 2 runs were done before
@@ -16,9 +17,10 @@ import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Protocol, Self, TextIO
 
+from fedward_common.report import counted
 from fedward_simulations.sweep.progress import SweepProgress
 from fedward_simulations.watching.panel import bar
-from fedward_simulations.watching.progress import about, duration, plural, printable
+from fedward_simulations.watching.progress import about, duration, printable
 from fedward_simulations.watching.view import shows_panels, write_line
 
 if TYPE_CHECKING:
@@ -93,7 +95,7 @@ class _Lines(_Watching):
 
     def started(self, *, name: str, out: str, progress: SweepProgress) -> None:
         self._progress = progress
-        self._say(f"{name}: {progress.total} {plural('run', progress.total)}, {progress.done} done before, into {out}")
+        self._say(f"{name}: {counted(progress.total, 'run', 'runs')}, {progress.done} done before, into {out}")
 
     def ended(self, *, label: str, seed: int, outcome: str) -> None:
         self._say("  ".join([*_counts(self._progress), f"{label or 'run'} seed {seed}: {outcome}"]))

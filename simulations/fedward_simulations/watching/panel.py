@@ -17,7 +17,8 @@ import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from fedward_simulations.watching.progress import Progress, about, duration, plural, rounded_up, size
+from fedward_common.report import counted
+from fedward_simulations.watching.progress import Progress, about, duration, rounded_up, size
 
 if TYPE_CHECKING:
     from fedward_common.config import RunConfig
@@ -132,7 +133,7 @@ def _work_rows(progress: Progress, width: int) -> Iterable[Row]:
     if progress.caching:
         complete = sum(done >= total for done, total in progress.caches.values())
         share = progress.cached_share
-        ready = f"{complete} of {progress.sites} {plural('site', progress.sites)} ready"
+        ready = f"{complete} of {counted(progress.sites, 'site', 'sites')} ready"
         yield "Features", (_bold(f"{share:.0%}"),), bar(share, width), ((ready, ""),)
 
 

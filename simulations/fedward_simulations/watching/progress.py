@@ -15,6 +15,8 @@ from decimal import Decimal
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
+from fedward_common.report import counted
+
 if TYPE_CHECKING:
     from fedward_common.config import RunConfig, StageConfig
     from fedward_common.round import RoundRecord
@@ -26,7 +28,6 @@ __all__ = [
     "caveats",
     "duration",
     "measures",
-    "plural",
     "printable",
     "promise",
     "reasons",
@@ -306,8 +307,7 @@ def _facts(summary: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
     known = {key: value for key, value in summary.items() if value is not None}
     yield "macro F1", f"{known['macro_f1']:.4f}" if "macro_f1" in known else ""
     yield "privacy", promise(known.get("epsilon"), known["delta"], str(known["unit"])) if "delta" in known else ""
-    over = f"{known['sites']} {plural('site', known['sites'])}" if "rounds" in known else ""
-    yield "rounds", f"{known['rounds']} over {over}" if over else ""
+    yield "rounds", f"{known['rounds']} over {counted(known['sites'], 'site', 'sites')}" if "rounds" in known else ""
     yield "traffic", f"up {size(known['bytes_up'])}, down {size(known['bytes_down'])}" if "bytes_up" in known else ""
     yield "time", duration(known["seconds"]) if "seconds" in known else ""
     yield "memory", f"{size(known['peak_bytes']['host'])} at most" if "peak_bytes" in known else ""
@@ -357,11 +357,6 @@ def rounded_up(epsilon: float, *, digits: int) -> str:
     """A figure with so many digits after the point, never below the true one."""
     near = f"{epsilon:.{digits}f}"
     return f"{Decimal(near) + Decimal(1).scaleb(-digits):f}" if float(near) < epsilon else near
-
-
-def plural(noun: str, count: float) -> str:
-    """The noun as it stands after a count, for example ``site`` after 1 and ``sites`` after 2."""
-    return noun if count == 1 else f"{noun}s"
 
 
 def printable(text: str) -> str:

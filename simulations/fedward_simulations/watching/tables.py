@@ -22,7 +22,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from fedward_simulations.watching.progress import plural, printable
+from fedward_simulations.watching.progress import printable
 
 if TYPE_CHECKING:
     from fedward_simulations.dealing.inspect import Column, Summary
@@ -41,7 +41,7 @@ def columns_lines(summary: Summary) -> list[str]:
         for column in summary.columns
     ]
     values = (line for column in summary.columns for line in _values(column))
-    return [f"{summary.rows:,} {plural('row', summary.rows)}", "", *aligned([head, *rows], left=1), *values]
+    return ["1 row" if summary.rows == 1 else f"{summary.rows:,} rows", "", *aligned([head, *rows], left=1), *values]
 
 
 def metrics_lines(metrics: Mapping[str, Any]) -> list[str]:

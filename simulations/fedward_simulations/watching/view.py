@@ -25,6 +25,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, Self, TextIO
 
+from fedward_common.report import counted
 from fedward_simulations.device import held_bytes
 from fedward_simulations.watching.panel import (
     FIGURE,
@@ -42,7 +43,6 @@ from fedward_simulations.watching.progress import (
     Progress,
     caveats,
     measures,
-    plural,
     printable,
     reasons,
     size,
@@ -253,7 +253,7 @@ class LineView(_Silent):
         self._rounds, self._sites = config.total_rounds, 0 if 0 < asked < len(sites) else len(sites)
         self._stage_width = max(len(stage.name) for stage in config.stages)
         terms = config.privacy
-        scale = f"{len(sites)} {plural('site', len(sites))}, {self._rounds} {plural('round', self._rounds)}"
+        scale = f"{counted(len(sites), 'site', 'sites')}, {counted(self._rounds, 'round', 'rounds')}"
         self._write(f"{config.name}: base {config.model.base}, {scale}, into {out}")
         self._write(f"promise: epsilon {terms.epsilon:g} at delta {terms.delta:g}, per {terms.unit}, at each site")
 
@@ -264,7 +264,7 @@ class LineView(_Silent):
         self._cached.add(site)
         count, all_sites = len(self._cached), self._sites
         if 0 < all_sites <= FEW or count == all_sites or str(count).rstrip("0") in ("1", "2", "5"):
-            so_far = f"{count}/{max(all_sites, count)}" if all_sites else f"{count} {plural('site', count)} so far"
+            so_far = f"{count}/{max(all_sites, count)}" if all_sites else f"{counted(count, 'site', 'sites')} so far"
             self._write(f"features cached: {site} ({so_far})")
 
     def round_finished(self, record: RoundRecord) -> None:
@@ -285,7 +285,7 @@ class LineView(_Silent):
     def _parts(self, record: RoundRecord) -> Iterable[str]:
         width, sites = len(str(self._rounds)), len(str(record.cohort))
         yield f"round {record.round:>{width}}/{self._rounds} {record.stage:<{self._stage_width}}"
-        yield f"{record.replied:>{sites}}/{record.cohort} {plural('site', record.cohort)}"
+        yield f"{record.replied:>{sites}}/{counted(record.cohort, 'site', 'sites')}"
         yield "abandoned" if record.abandoned else ""
         yield from measures(record)
         yield f"up {size(record.bytes_up)}"

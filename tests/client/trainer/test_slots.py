@@ -82,5 +82,5 @@ def test_the_time_of_a_reply_does_not_depend_on_the_time_of_the_work() -> None:
         taken.append(time.monotonic() - turn.arrived)
     assert turns.close(grace_s=5)
     late = [one - slot_s for one in taken]
-    assert min(late) >= 0
+    assert min(late) >= 0 and max(late) < slot_s  # none misses its slot
     assert median(late) < 0.08, late  # single ones are late where the machine is busy, whatever the work

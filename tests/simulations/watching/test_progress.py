@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedward_common.config import StageConfig
+from fedward_common.report import counted
 from fedward_simulations.watching.progress import (
     Pace,
     Progress,
@@ -14,7 +15,6 @@ from fedward_simulations.watching.progress import (
     caveats,
     duration,
     measures,
-    plural,
     printable,
     promise,
     reasons,
@@ -235,7 +235,7 @@ def test_all_words_on_epsilon_round_it_up() -> None:
 
 
 def test_one_is_singular() -> None:
-    assert [plural("site", count) for count in (0, 1, 2)] == ["sites", "site", "sites"]
+    assert [counted(count, "site", "sites") for count in (0, 1, 2)] == ["0 sites", "1 site", "2 sites"]
     assert ("rounds", "6 over 1 site", None) in summary_rows({**SUMMARY, "sites": 1})
 
 

@@ -3,8 +3,6 @@
 A view is told what happens and draws it. rich is imported only when a terminal is drawn on.
 
 Example:
-    >>> from fedward_common.report import counted
-from fedward_simulations.sweep.progress import SweepProgress
     >>> with choose_sweep_view(json_lines=False, stream=sys.stdout) as view:
     ...     view.note("2 runs were done before")
     note: 2 runs were done before

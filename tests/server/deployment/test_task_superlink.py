@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import hashlib
 import sys
 from collections.abc import Iterator
@@ -215,8 +217,15 @@ class Gauge:
             return whole
         path.write_bytes(whole.content)
         del whole
+        settle()
         self.at = resident("VmRSS")
         return httpx.Response(200, headers={"content-length": str(size)}, stream=Wire(path))
+
+
+def settle() -> None:
+    """Give back what earlier tests left behind: returned while an update is measured, it would hide the update."""
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)
 
 
 def resident(name: str) -> int:
@@ -232,14 +241,20 @@ def test_an_update_exists_once_in_memory_from_its_first_byte_on(link: Link) -> N
     hooks = client._client.event_hooks
     client._client = httpx.Client(transport=httpx.MockTransport(gauge), event_hooks=hooks)
     site = link.node("a")
-    sent = send(grid, site)
-    got = site.pull()
-    assert got is not None
-    site.reply(got[0], answer(size))
-    (found,) = grid.pull_messages([sent])
-    assert len(unpack(found.content)) == size
-    gauge.look()
-    assert size < gauge.peak < 1.1 * size
+    for _ in range(3):  # less than one copy is no measurement: the kernel took pages of something else meanwhile
+        sent = send(grid, site)
+        got = site.pull()
+        assert got is not None
+        site.reply(got[0], answer(size))
+        (found,) = grid.pull_messages([sent])
+        assert len(unpack(found.content)) == size
+        gauge.look()
+        assert gauge.peak < 1.1 * size
+        if gauge.peak > size:
+            break
+        del found
+        gauge.at = gauge.peak = 0
+    assert gauge.peak > size
     grid.close()
 
 

@@ -16,11 +16,24 @@ import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import Any
 
 from fedward_common.errors import FedwardError
 
-__all__ = ["Output", "Report", "brief", "complain", "counted", "printable", "rows", "show", "stamp", "table"]
+__all__ = [
+    "Output",
+    "Report",
+    "brief",
+    "complain",
+    "counted",
+    "printable",
+    "rounded_up",
+    "rows",
+    "show",
+    "stamp",
+    "table",
+]
 
 GAP = "  "
 SHOWN_DIGITS = 12
@@ -82,6 +95,12 @@ def counted(number: int, one: str, several: str) -> str:
     return f"{number} {one if number == 1 else several}"
 
 
+def rounded_up(epsilon: float, *, digits: int) -> str:
+    """A figure with so many digits after the point, never below the true one."""
+    near = f"{epsilon:.{digits}f}"
+    return f"{Decimal(near) + Decimal(1).scaleb(-digits):f}" if float(near) < epsilon else near
+
+
 def rows(pairs: Iterable[tuple[str, str]]) -> tuple[str, ...]:
     """A label and a text a line, the texts below each other."""
     held = list(pairs)
@@ -99,5 +118,5 @@ def table(head: Sequence[str], cells: Iterable[Sequence[str]]) -> tuple[str, ...
 
 
 def printable(text: str) -> str:
-    """Without what a terminal would obey: some texts come from the other side."""
-    return "".join(character if character.isprintable() else "?" for character in text)
+    """One line without what a terminal would obey: some texts come from the other side."""
+    return "".join(letter if letter.isprintable() else " " if letter.isspace() else "?" for letter in text)

@@ -8,7 +8,6 @@ Both methods export as an ordinary LoRA: for ``core``, lora_A = A and lora_B = B
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
 from enum import StrEnum
 from pathlib import Path
@@ -19,6 +18,7 @@ import numpy as np
 from fedward_common.adapter import Adapter, Vector
 from fedward_common.config import Method
 from fedward_common.errors import OutputError
+from fedward_common.report import rounded_up
 from fedward_server.bundle import Bundle
 
 __all__ = ["Epsilon", "export_adapter", "peft_tensors"]
@@ -122,7 +122,7 @@ def _card(bundle: Bundle, summary: Mapping[str, Any]) -> str:
     config = bundle.config
     privacy, adapter = config.privacy, config.adapter
     modules = ", ".join(adapter.target_modules)
-    epsilon = math.ceil(summary["epsilon"] * 1000) / 1000  # up, never down
+    epsilon = rounded_up(summary["epsilon"], digits=3)
     return f"""---
 base_model: {bundle.base_name}
 library_name: peft
@@ -141,7 +141,7 @@ fedward over {summary["sites"]} sites in {summary["rounds"]} rounds. Base: `{bun
 Data: `{Path(config.data.train).name}`, columns {", ".join(config.data.text)} and {config.data.label}.
 
 ## The guarantee
-At each site, the whole run, noisy site metrics included, is ({epsilon:g}, {privacy.delta:g})-differentially private
+At each site, the whole run, noisy site metrics included, is ({epsilon}, {privacy.delta:g})-differentially private
 for adding or removing one **{privacy.unit.value}** of that site. {SOURCES[Epsilon(summary.get("epsilon_is", "spent"))]}
 {_waived(summary)}
 ## What it is not

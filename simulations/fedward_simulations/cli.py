@@ -24,7 +24,7 @@ from fedward_simulations.ray.cluster import RayCluster
 
 if TYPE_CHECKING:
     from fedward_common.config import RunConfig
-    from fedward_simulations.watching.view import RunView
+    from fedward_simulations.watching.events import RunView
 
 __all__ = ["main"]
 
@@ -175,7 +175,7 @@ def inspect(
     from fedward_simulations.dealing.render import render_toml
     from fedward_simulations.dealing.suggest import suggest
     from fedward_simulations.results.report import check_picture
-    from fedward_simulations.watching.view import print_columns
+    from fedward_simulations.watching.tables import print_columns
 
     if plot is not None:
         check_picture(plot)
@@ -261,7 +261,7 @@ def evaluate(
     """Accuracy, macro F1 and per-class figures of a finished adapter on a file."""
     from fedward_client.data import load_records
     from fedward_simulations.results.finished import FinishedRun
-    from fedward_simulations.watching.view import print_metrics
+    from fedward_simulations.watching.tables import print_metrics
 
     finished = FinishedRun.open(directory)
     records = load_records(finished.data_columns(), finished.labels, source=data)

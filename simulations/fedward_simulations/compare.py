@@ -16,7 +16,7 @@ from fedward_simulations.engines import BY_DEFAULT, Computing
 from fedward_simulations.reference import Logits, ReferenceSite, reference_run
 from fedward_simulations.results.folders import write_summary
 from fedward_simulations.run import Workbench, run
-from fedward_simulations.watching.view import RunView
+from fedward_simulations.watching.events import RunView
 
 __all__ = ["reference_sites", "with_comparison", "without_privacy"]
 

@@ -24,11 +24,11 @@ from typing import TYPE_CHECKING, Any
 
 from fedward_common.errors import OutputError
 from fedward_common.round import RoundRecord
+from fedward_simulations.watching.events import RunView
 from fedward_simulations.watching.tables import aligned
 
 if TYPE_CHECKING:
     from fedward_common.config import RunConfig
-    from fedward_simulations.watching.view import RunView
 
 __all__ = ["Profiles", "Share", "span"]
 
@@ -75,8 +75,8 @@ class _Taken:
 
 
 @dataclass(eq=False)
-class Profiles:
-    """A RunView in front of another: the second round of each stage is profiled (its first has caches to fill).
+class Profiles(RunView):
+    """In front of another view: the second round of each stage is profiled (its first has caches to fill).
 
     Args:
       folder: where traces and tables go.
@@ -94,10 +94,6 @@ class Profiles:
     _seen: set[str] = field(default_factory=set)
     _done: set[str] = field(default_factory=set)
     _now: _Taken | None = None
-
-    def __enter__(self) -> Profiles:
-        """Nothing is measured yet."""
-        return self
 
     def __exit__(self, *error: object) -> None:
         """Write what was measured, also where the run was stopped."""

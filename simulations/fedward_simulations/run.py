@@ -48,7 +48,7 @@ from fedward_simulations.sites.behaviour import Behaviour, Carrier, SimulatedClo
 from fedward_simulations.sites.faults import with_flipped_labels
 from fedward_simulations.sites.ledgers import LedgerFile
 from fedward_simulations.sites.population import Population, Watcher, site_data
-from fedward_simulations.watching.view import RunView
+from fedward_simulations.watching.events import RunView
 
 if TYPE_CHECKING:
     import torch

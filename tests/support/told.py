@@ -12,7 +12,7 @@ from typing import Any
 
 from fedward_common.config import DataConfig, RunConfig, StageConfig, TaskConfig
 from fedward_common.round import RoundRecord
-from fedward_simulations.watching.view import RunView
+from fedward_simulations.watching.events import RunView
 
 SITES = {"site-1": 100, "site-2": 80}
 STAGES = (

@@ -9,15 +9,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from fedward_common.config import RunConfig
 from fedward_common.round import RoundRecord
+from fedward_simulations.watching.events import RunView
 
 
 @dataclass
-class Recorder:
-    """Implements ``RunView``; ``outcomes`` holds (site, outcome) in the order in which answers were judged."""
+class Recorder(RunView):
+    """A view; ``outcomes`` holds (site, outcome) in the order in which answers were judged."""
 
     stop_after: int | None = None
     stop_at_answer: int | None = None
@@ -27,23 +27,11 @@ class Recorder:
     sites: dict[str, int] = field(default_factory=dict)
     cached: list[str] = field(default_factory=list)
 
-    def __enter__(self) -> Recorder:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        return None
-
-    def preparing(self, what: str) -> None:
-        return None
-
     def started(self, *, config: RunConfig, sites: Mapping[str, int], records: Mapping[str, int], out: Path) -> None:
         self.sites = dict(sites)
 
     def caching(self, site: str, done: int, total: int) -> None:
         self.cached.append(site)
-
-    def round_started(self, *, round: int, stage: str, attempt: int, cohort: int) -> None:
-        return None
 
     def answered(self, site: str, outcome: str) -> None:
         self.outcomes.append((site, outcome))
@@ -57,6 +45,3 @@ class Recorder:
 
     def note(self, text: str) -> None:
         self.notes.append(text)
-
-    def finished(self, summary: Mapping[str, Any]) -> None:
-        return None

@@ -7,7 +7,6 @@ they run beside a site that is training.
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +25,7 @@ from fedward_common.privacy.facts import Granted, Reconciled, fact_of
 from fedward_common.privacy.grants import Budget, Grant, Quote
 from fedward_common.privacy.guarantee import MetricTerms, PrivacyTerms, StageTerms, Unit
 from fedward_common.privacy.ledger import LIFETIME, Ledger
-from fedward_common.report import Report, brief, counted, rows, stamp
+from fedward_common.report import Report, brief, counted, rounded_up, rows, stamp
 
 __all__ = ["clear", "find_run", "forecast_life", "head", "load_run", "reconcile", "show", "verify"]
 
@@ -249,10 +248,6 @@ def _entry_line(row: Mapping[str, Any]) -> str:
     return f"{row['sequence']:>6}  {stamp(row['at'])}  {body.get('entry')}  {about}"
 
 
-def _up(epsilon: float) -> float:
-    return math.ceil(epsilon * 1000) / 1000
-
-
 def _head_line(ledger: Ledger) -> str:
     return f"{ledger.head} after {counted(ledger.sequence, 'entry', 'entries')}"
 
@@ -266,7 +261,7 @@ def _spent(ledger: Ledger) -> float | None:
 
 
 def _spent_line(spent: float | None, budget: Budget) -> str:
-    return "beyond the budget" if spent is None else f"epsilon {_up(spent):g} at delta {budget.delta:g}"
+    return "beyond the budget" if spent is None else f"epsilon {rounded_up(spent, digits=3)} at delta {budget.delta:g}"
 
 
 def _largest_terms(budget: Budget) -> PrivacyTerms:

@@ -16,7 +16,6 @@ Example:
 from __future__ import annotations
 
 import hashlib
-import math
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Self
@@ -25,6 +24,7 @@ from fedward_common.canonical import canonical
 from fedward_common.errors import PrivacyError
 from fedward_common.privacy import accounting, checks
 from fedward_common.privacy.events import GaussianSum, events_from_json
+from fedward_common.report import rounded_up
 
 __all__ = ["Guarantee", "MetricTerms", "PrivacyTerms", "StageTerms", "Unit"]
 
@@ -251,10 +251,10 @@ class Guarantee:
 
     def describe(self) -> str:
         """One sentence for a person; epsilon is rounded up, never down."""
-        shown = math.ceil(self.epsilon() * 1000) / 1000
+        shown = rounded_up(self.epsilon(), digits=3)
         waived = f"; waived: {', '.join(self.waivers)}" if self.waivers else ""
         return (
-            f"add or remove one {self.unit.value}: ({shown:g}, {self.delta:g})-differential privacy over "
+            f"add or remove one {self.unit.value}: ({shown}, {self.delta:g})-differential privacy over "
             f"{sum(event.count for event in self.events)} noisy sums{waived}"
         )
 

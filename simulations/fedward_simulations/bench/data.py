@@ -8,12 +8,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fedward_common.config import RunConfig
+from fedward_common.report import rounded_up
 from fedward_simulations.bench.table import Table
 from fedward_simulations.dealing.inspect import inspect_file
 from fedward_simulations.dealing.sources import read_source
 from fedward_simulations.dealing.suggest import suggest
 from fedward_simulations.run import Workbench, run
-from fedward_simulations.watching.view import LineView
+from fedward_simulations.watching.lines import LineView
 
 __all__ = ["measure"]
 
@@ -38,6 +39,6 @@ def _run(file: str) -> tuple[str, ...]:
     with tempfile.TemporaryDirectory() as folder, LineView(stream=sys.stderr) as view:
         summary = run(bench, out=Path(folder) / "run", view=view)
     scores = (f"{summary[key]:.4f}" for key in ("accuracy", "macro_f1", "majority_accuracy"))
-    promise = (f"{summary['epsilon']:.2f}", f"{summary['delta']:g}")
+    promise = (rounded_up(summary["epsilon"], digits=2), f"{summary['delta']:g}")
     sites, labels = f"{summary['sites']}", f"{len(config.task.labels)}"
     return (Path(file).name, sites, labels, *scores, *promise, f"{summary['seconds']:.0f}")

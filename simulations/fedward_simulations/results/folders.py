@@ -31,6 +31,8 @@ __all__ = [
     "write_summary",
 ]
 
+BEGUN = ("checkpoints", "sweep.json")  # what a run and a sweep have from their beginning on
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class StoppedRun:
@@ -54,7 +56,9 @@ def claim_folder(out: Path) -> None:
     if reason:
         raise OutputError(f"cannot write to {out}: {reason}", hint="check the disk, or give --out")
     if nearest == out and any(out.iterdir()):
-        raise OutputError(f"output folder {out} is not empty", hint="give another --out, or --resume to go on")
+        begun = not (out / "summary.json").exists() and any((out / name).exists() for name in BEGUN)
+        hint = f"give another --out{', or --resume to go on' * begun}"
+        raise OutputError(f"output folder {out} is not empty", hint=hint)
 
 
 def _unwritable(folder: Path) -> str | None:

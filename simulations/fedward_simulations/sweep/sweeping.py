@@ -14,6 +14,7 @@ from typing import Any
 
 from fedward_client.policy import SEEDED_RANDOMNESS
 from fedward_common.errors import FedwardError
+from fedward_common.report import rounded_up
 from fedward_simulations.engines import BY_DEFAULT, Computing
 from fedward_simulations.results.folders import read_stopped
 from fedward_simulations.sweep.folder import Status, SweepFolder
@@ -25,7 +26,6 @@ from fedward_simulations.sweep.team import Team
 from fedward_simulations.sweep.tuning import DIGITS, Composed, Spent, composed, sentences
 from fedward_simulations.sweep.view import SweepView
 from fedward_simulations.sweep.worker import Advanced, Failed, News, Order, kinship
-from fedward_simulations.watching.progress import rounded_up
 from fedward_simulations.watching.tables import aligned
 
 __all__ = ["collect", "sweep"]

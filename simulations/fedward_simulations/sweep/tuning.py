@@ -24,7 +24,7 @@ from fedward_common.privacy.accounting import epsilon
 from fedward_common.privacy.events import GaussianSum, Side
 from fedward_common.privacy.grants import Quote
 from fedward_common.privacy.guarantee import Unit
-from fedward_simulations.watching.progress import rounded_up
+from fedward_common.report import rounded_up
 
 __all__ = ["DIGITS", "Composed", "Spent", "composed", "sentences"]
 

@@ -15,11 +15,13 @@ import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Protocol, Self, TextIO
 
-from fedward_common.report import counted
+from fedward_common.report import counted, printable
 from fedward_simulations.sweep.progress import SweepProgress
+from fedward_simulations.watching.lines import write_line
+from fedward_simulations.watching.live import say
 from fedward_simulations.watching.panel import bar
-from fedward_simulations.watching.progress import about, duration, printable
-from fedward_simulations.watching.view import shows_panels, write_line
+from fedward_simulations.watching.progress import about, duration
+from fedward_simulations.watching.view import shows_panels
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -139,7 +141,7 @@ class _Live(_Lines):
         if self._live is None:
             super()._say(line)
         else:
-            self._live.console.print(printable(line), markup=False, highlight=False, soft_wrap=True)
+            say(self._live.console, printable(line))
 
     def _bar(self) -> Text:
         from rich.text import Text

@@ -212,7 +212,7 @@ def _measure_sites(order: Order, bench: Workbench) -> None:
 
 
 def _reporter(order: Order, tell: Tell) -> Any:
-    from fedward_simulations.watching.view import LineView
+    from fedward_simulations.watching.lines import LineView
 
     class Reporter(LineView):
         """Lines into the job's log, and news to the parent."""

@@ -17,8 +17,8 @@ import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from fedward_common.report import counted
-from fedward_simulations.watching.progress import Progress, about, duration, rounded_up, size
+from fedward_common.report import counted, rounded_up
+from fedward_simulations.watching.progress import Progress, about, duration, size
 
 if TYPE_CHECKING:
     from fedward_common.config import RunConfig
@@ -133,8 +133,11 @@ def _work_rows(progress: Progress, width: int) -> Iterable[Row]:
     if progress.caching:
         complete = sum(done >= total for done, total in progress.caches.values())
         share = progress.cached_share
-        ready = f"{complete} of {counted(progress.sites, 'site', 'sites')} ready"
-        yield "Features", (_bold(f"{share:.0%}"),), bar(share, width), ((ready, ""),)
+        if progress.partial:  # those of earlier rounds have theirs
+            yield "Features", (_bold(str(complete)),), (), ((f"of at most {progress.cohort} sites", ""),)
+        else:
+            ready = f"{complete} of {counted(progress.sites, 'site', 'sites')} ready"
+            yield "Features", (_bold(f"{share:.0%}"),), bar(share, width), ((ready, ""),)
 
 
 def _curve_rows(progress: Progress, config: RunConfig, width: int, lines: int) -> Iterable[Row]:

@@ -3,19 +3,18 @@
 This module knows nothing of terminals, models or data; ``view.py`` draws what it says.
 
 Example:
-    >>> size(312_000), duration(72.4), size(12_040), rounded_up(7.9904, digits=2)
-    ('0.3 MB', '1 min 12 s', '12.0 kB', '8.00')
+    >>> size(312_000), duration(72.4), size(12_040)
+    ('0.3 MB', '1 min 12 s', '12.0 kB')
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from decimal import Decimal
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
-from fedward_common.report import counted
+from fedward_common.report import counted, rounded_up
 
 if TYPE_CHECKING:
     from fedward_common.config import RunConfig, StageConfig
@@ -28,10 +27,8 @@ __all__ = [
     "caveats",
     "duration",
     "measures",
-    "printable",
     "promise",
     "reasons",
-    "rounded_up",
     "size",
     "summary_rows",
 ]
@@ -163,13 +160,15 @@ class Progress:
         self._tick = None if done >= total else now
         self.caching = True
         self.caches[site] = (min(done, total), total)
-        self._pace.forward_seconds = self._caching_seconds * self._share_asked() / max(self.cached_share, 1e-9)
+        self._pace.forward_seconds = self._caching_seconds / max(self.cached_share, 1e-9)
 
     def begin_round(self, *, round: int, stage: str, attempt: int, cohort: int) -> None:
         """A round went out."""
         self.round, self.stage, self.attempt, self.cohort = round, stage, attempt, cohort
         self.answers, self._drawn = [], 0.0
         self.doing = ""
+        if self.partial:
+            self.caches, self._caching_seconds = {}, 0.0
         self._round_began, self._caching_before = self._clock(), self._caching_seconds
 
     def answer(self, *, site: str, outcome: str) -> None:
@@ -224,7 +223,13 @@ class Progress:
 
     @property
     def cached_share(self) -> float:
-        """How much of all features is there, in [0, 1]; a site not seen yet counts its nominal units."""
+        """How much of all features is there, in [0, 1]; a site not seen yet counts its nominal units.
+
+        Of a round that asks a part of the sites: of its sites' features, where those from earlier rounds count as
+        missing, since nobody says which they are.
+        """
+        if self.partial:
+            return sum(done / max(total, 1) for done, total in self.caches.values()) / max(self.cohort, 1)
         whole = sum(total for _, total in self.caches.values())
         whole += sum(units for site, units in self._units.items() if site not in self.caches)
         return sum(done for done, _ in self.caches.values()) / max(whole, 1)
@@ -233,6 +238,11 @@ class Progress:
     def sites(self) -> int:
         """How many sites there are."""
         return max(len(self._units), len(self.caches))
+
+    @property
+    def partial(self) -> bool:
+        """Whether a round asks only some of the sites."""
+        return 0 < self.cohort < self.sites
 
     @property
     def left(self) -> float | None:
@@ -262,10 +272,6 @@ class Progress:
         if self._round_began is None:
             return 0.0
         return max(self._clock() - self._round_began - (self._caching_seconds - self._caching_before), 0.0)
-
-    def _share_asked(self) -> float:
-        asked = self.config.rounds.cohort if self.config else 0
-        return min(asked / len(self._units), 1.0) if asked and self._units else 1.0
 
     def _caching_left(self) -> float:
         share = self.cached_share
@@ -351,14 +357,3 @@ def size(count: float) -> str:
     """Bytes in decimal units, for example ``12.0 kB``; from 100 kB on in MB."""
     power = 9 if count >= 1e9 else 6 if count >= 1e5 else 3 if count >= 1e3 else 0
     return f"{count / 10**power:.1f} {UNITS[power]}" if power else f"{count:.0f} B"
-
-
-def rounded_up(epsilon: float, *, digits: int) -> str:
-    """A figure with so many digits after the point, never below the true one."""
-    near = f"{epsilon:.{digits}f}"
-    return f"{Decimal(near) + Decimal(1).scaleb(-digits):f}" if float(near) < epsilon else near
-
-
-def printable(text: str) -> str:
-    """One line without control characters, so that no text can move the cursor or fake a line."""
-    return "".join(letter if letter.isprintable() else " " for letter in text)

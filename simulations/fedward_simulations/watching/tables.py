@@ -19,18 +19,32 @@ Example:
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from fedward_simulations.watching.progress import printable
+from fedward_common.report import printable
+from fedward_simulations.watching.lines import write_line
 
 if TYPE_CHECKING:
     from fedward_simulations.dealing.inspect import Column, Summary
 
-__all__ = ["aligned", "columns_lines", "metrics_lines"]
+__all__ = ["aligned", "columns_lines", "metrics_lines", "print_columns", "print_metrics"]
 
 GAP = "  "
 PER_CLASS = ("precision", "recall", "f1")
+
+
+def print_columns(summary: Summary) -> None:
+    """What ``inspect`` found in a file, as plain text of any width: nothing is cut."""
+    for line in columns_lines(summary):
+        write_line(sys.stdout, line)
+
+
+def print_metrics(metrics: Mapping[str, Any]) -> None:
+    """What ``eval`` measured, as plain text of any width: nothing is cut."""
+    for line in metrics_lines(metrics):
+        write_line(sys.stdout, line)
 
 
 def columns_lines(summary: Summary) -> list[str]:

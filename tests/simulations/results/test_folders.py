@@ -40,6 +40,10 @@ def test_only_a_folder_can_be_gone_on_with(tmp_path: Path) -> None:
     assert "--resume" not in caught.value.hint
     with pytest.raises(OutputError, match="is not empty") as caught:
         claim_folder(tmp_path)
+    assert "--resume" not in caught.value.hint
+    (tmp_path / "checkpoints").mkdir()
+    with pytest.raises(OutputError, match="is not empty") as caught:
+        claim_folder(tmp_path)
     assert "--resume" in caught.value.hint
 
 

@@ -126,6 +126,18 @@ def test_one_site_is_one_site() -> None:
     assert by_label(panel_rows(progress, width=74, lines=1))["Features"][2] == "1 of 1 site ready"
 
 
+def test_of_a_cohort_the_panel_counts_the_sites_of_this_round() -> None:
+    progress = Progress(clock=lambda: 0.0)
+    names = [f"site-{number}" for number in range(10)]
+    progress.start(config=config(), sites=dict.fromkeys(names, 10), records=dict.fromkeys(names, 10))
+    for number, site in ((1, "site-1"), (2, "site-5")):
+        progress.begin_round(round=number, stage="head", attempt=1, cohort=3)
+        progress.cache(site=site, done=10, total=10)
+        row = by_label(panel_rows(progress, width=74, lines=1))["Features"]
+        assert (row[0], row[2]) == ("1", "of at most 3 sites")
+        progress.end_round(record(number))
+
+
 def test_caching_says_how_many_sites_are_ready() -> None:
     progress = a_progress(0)
     progress.begin_round(round=1, stage="head", attempt=2, cohort=2)

@@ -1,10 +1,6 @@
 from __future__ import annotations
 
-import math
-
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from fedward_common.config import StageConfig
 from fedward_common.report import counted
@@ -15,10 +11,8 @@ from fedward_simulations.watching.progress import (
     caveats,
     duration,
     measures,
-    printable,
     promise,
     reasons,
-    rounded_up,
     size,
     summary_rows,
 )
@@ -124,6 +118,21 @@ def test_half_of_the_features_take_as_long_as_the_other_half() -> None:
     assert progress.left == pytest.approx(10.0 + 4 * 20.0 / 50)
 
 
+def test_the_features_of_a_cohort_are_those_of_the_sites_that_are_asked() -> None:
+    clock, names = Clock(), [f"site-{number}" for number in range(10)]
+    progress = Progress(clock=clock)
+    progress.start(config=config(stages=(HEAD,)), sites=dict.fromkeys(names, 100), records=dict.fromkeys(names, 100))
+    progress.begin_round(round=1, stage="head", attempt=1, cohort=2)
+    progress.cache(site=names[3], done=0, total=100)
+    clock.now = 10.0
+    progress.cache(site=names[3], done=100, total=100)
+    assert progress.cached_share == 0.5
+    assert progress.left == pytest.approx(10.0 + 4 * 20.0 / 50)
+    progress.end_round(record(1, seconds=20.0))
+    progress.begin_round(round=2, stage="head", attempt=1, cohort=2)
+    assert progress.cached_share == 0.0
+
+
 def test_features_that_are_computed_again_count_from_nothing() -> None:
     progress = under_way(Clock(), rounds=0)
     for site, units in SITES.items():
@@ -212,20 +221,6 @@ def test_sizes() -> None:
     ]  # fmt: skip
 
 
-@given(epsilon=st.floats(0, 1e300), digits=st.integers(0, 4))
-def test_a_shown_epsilon_is_never_below_the_true_one_nor_a_digit_above(epsilon: float, digits: int) -> None:
-    shown = float(rounded_up(epsilon, digits=digits))
-    assert epsilon <= shown <= math.nextafter(epsilon, math.inf) + 10**-digits
-
-
-@pytest.mark.parametrize(
-    ("epsilon", "shown"),
-    [(7.9904, "8.00"), (7.99, "7.99"), (8.0, "8.00"), (0.30000000000000004, "0.31"), (math.inf, "inf")],
-)
-def test_epsilons_are_rounded_up(epsilon: float, shown: str) -> None:
-    assert rounded_up(epsilon, digits=2) == shown
-
-
 def test_all_words_on_epsilon_round_it_up() -> None:
     assert list(measures(record(3, evaluation=None, epsilon=7.9904))) == ["epsilon 8.00"]
     assert promise(7.9904, 1e-5, "record") == "epsilon 8.00 at delta 1e-05, per record"
@@ -243,7 +238,6 @@ def test_small_words() -> None:
     assert reasons({"late": 0, "unavailable": 2, "expired": 1}) == "1 expired, 2 unavailable"
     assert promise(float("inf"), 1e-5, "record") == "none: this run had no privacy"
     assert list(measures(record(3, evaluation=None, epsilon=None))) == []
-    assert printable("a\nb\x1b[0m") == "a b [0m"
 
 
 def test_stages_with_the_same_groups_tell_each_other() -> None:

@@ -12,15 +12,10 @@ from rich.console import Console
 
 from fedward_common.config import RoundsConfig
 from fedward_simulations.dealing.inspect import summarise
-from fedward_simulations.watching.view import (
-    JsonView,
-    LineView,
-    LiveView,
-    OutputMode,
-    choose_view,
-    print_columns,
-    print_metrics,
-)
+from fedward_simulations.watching.lines import JsonView, LineView
+from fedward_simulations.watching.live import LiveView
+from fedward_simulations.watching.tables import print_columns, print_metrics
+from fedward_simulations.watching.view import OutputMode, choose_view
 from support.told import SITES, STAGES, SUMMARY, config, record, tell
 
 ESCAPE = "\x1b"
@@ -221,6 +216,15 @@ def test_a_stopped_panel_says_how_far_it_came_before_what_stderr_held(capsys: py
     )
     assert f"{ESCAPE}[?25h" in out.out  # the cursor is back
     assert out.err == "hint: resume\n"
+
+
+def test_a_note_breaks_between_words_alone() -> None:
+    screen = Terminal()
+    console = Console(file=screen, width=30, force_terminal=True, no_color=True)
+    path = "/results/of/a/study/that/is/longer/than/a/line"
+    LiveView(console=console).note(f"an earlier result was moved to {path} just now")
+    shown = [line.strip() for line in screen.getvalue().replace("\x1b[2m", "").replace("\x1b[0m", "").split("\n")]
+    assert shown == ["· an earlier result was moved", "to", path, "just now", ""]
 
 
 def test_a_note_cannot_move_the_cursor() -> None:

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import sys
 import traceback
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import click
@@ -90,13 +92,13 @@ def tell(report: Report) -> None:
         raise report.problem
 
 
-def run(app: typer.Typer, program: str) -> None:
-    """Run a command and turn errors into two lines and an exit code."""
+def run(app: typer.Typer, program: str, *, codes: Mapping[type[FedwardError], int] = MappingProxyType({})) -> None:
+    """Run a command and turn errors into two lines and an exit code; ``codes`` names those that are not 2."""
     try:
         code = app(standalone_mode=False, prog_name=program)
     except FedwardError as error:
         complain(str(error), error.hint)
-        sys.exit(2)
+        sys.exit(codes.get(type(error), 2))
     except click.exceptions.NoArgsIsHelpError as error:
         typer.echo(error.format_message())
         sys.exit(2)

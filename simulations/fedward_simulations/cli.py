@@ -7,20 +7,18 @@ Exit codes: 0 done, 1 a run found too few answers or one of a sweep failed, 2 wr
 from __future__ import annotations
 
 import json
-import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import click
 import typer
 
 from fedward_common.cli import group
-from fedward_common.errors import DataError, FedwardError, InputError, OutputError, RoundAbandoned
+from fedward_common.cli import run as start
+from fedward_common.errors import DataError, InputError, OutputError, RoundAbandoned
 from fedward_common.report import complain
 from fedward_simulations.engines import BY_DEFAULT, Computing, Engine, Precision
-from fedward_simulations.ray.cluster import RayCluster
 
 if TYPE_CHECKING:
     from fedward_common.config import RunConfig
@@ -37,22 +35,33 @@ Lines = Annotated[bool, typer.Option("--lines", help="One plain line a round, al
 Settings = Annotated[
     list[str] | None, typer.Option("--set", metavar="A.B=VALUE", help="Change a value of the run file; repeatable.")
 ]
-EngineOption = Annotated[Engine, typer.Option("--engine", help="Many clients at once, or one after the other.")]
+EngineOption = Annotated[
+    Engine | None, typer.Option("--engine", help="Many clients at once, or one after the other. Default: cohort.")
+]
 RayAddress = Annotated[
     str | None, typer.Option(metavar="HOST:PORT|auto", help="With --engine ray: a running Ray cluster, else its own.")
 ]
-ClientCpus = Annotated[float, typer.Option(metavar="N", help="With --engine ray: CPU cores of a worker.")]
+ClientCpus = Annotated[
+    float | None, typer.Option(metavar="N", help="With --engine ray: CPU cores of a worker. Default: 1.")
+]
 ClientGpus = Annotated[
     float | None, typer.Option(metavar="N", help="With --engine ray: GPUs of a worker. Default: 1 where there are any.")
 ]
 Clients = Annotated[
-    int, typer.Option("--clients-per-batch", min=0, help="Clients computed at once; 0 chooses by the memory there is.")
+    int | None,
+    typer.Option(
+        "--clients-per-batch",
+        min=0,
+        help="Clients computed at once, at most. Default: 0, as many as fit.",
+    ),
 ]
 Profile = Annotated[
     bool, typer.Option("--profile", help="Measure a round of each stage: a trace and a table in OUT/profile.")
 ]
-Device = Annotated[str, typer.Option(metavar="NAME", help="auto, cpu, cuda, cuda:N or mps.")]
-PrecisionOption = Annotated[Precision, typer.Option("--precision", help="Of the frozen base; bfloat16 on CUDA.")]
+Device = Annotated[str | None, typer.Option(metavar="NAME", help="auto, cpu, cuda, cuda:N or mps. Default: auto.")]
+PrecisionOption = Annotated[
+    Precision | None, typer.Option("--precision", help="Of the frozen base; bfloat16 on CUDA. Default: float32.")
+]
 DERIVED = "This output is derived from the data: treat it as you treat the data."
 RunDirectory = Annotated[Path, typer.Argument(metavar="DIR", help="A finished run's folder.")]
 
@@ -87,29 +96,29 @@ def run(
     resume: Annotated[Path | None, typer.Option(metavar="DIR", help="Go on with the stopped run in DIR.")] = None,
     compare: Annotated[bool, typer.Option("--compare", help="Add head-only and the same run without privacy.")] = False,
     settings: Settings = None,
-    engine: EngineOption = Engine.COHORT,
-    clients: Clients = 0,
+    engine: EngineOption = None,
+    clients: Clients = None,
     ray_address: RayAddress = None,
-    client_cpus: ClientCpus = 1.0,
+    client_cpus: ClientCpus = None,
     client_gpus: ClientGpus = None,
-    device: Device = "auto",
-    precision: PrecisionOption = Precision.FLOAT32,
+    device: Device = None,
+    precision: PrecisionOption = None,
     profile: Profile = False,
     json_lines: Json = False,
     lines: Lines = False,
 ) -> None:
     """Simulate a run file on your own data, or go on with a stopped run."""
-    cluster = RayCluster(address=ray_address, client_cpus=client_cpus, client_gpus=client_gpus)
-    computing = Computing(
-        engine=engine, clients=clients, device=device, precision=precision, profiled=profile, ray=cluster
-    )
+    cluster = {"address": ray_address, "client_cpus": client_cpus, "client_gpus": client_gpus}
+    named = {**cluster, "engine": engine, "clients": clients, "device": device, "precision": precision}
+    named["profiled"] = profile
     if resume is not None:
         if run_file is not None or settings or out is not None or compare:
-            raise InputError("--resume goes alone", hint="a stopped run goes on exactly as it was started")
+            raise InputError("--resume goes alone", hint="a stopped run goes on with its own run file")
         with _view(json_lines, lines) as view:
-            return _resume(resume, view, computing=computing)
+            return _resume(resume, view, named=named)
     if run_file is None:
         raise InputError("there is no run file", hint="`fedward-sim inspect FILE --write RUN.toml` writes one")
+    computing = Computing.of(named)
     config = _load(str(run_file), settings)
     with _view(json_lines, lines) as view:
         target = out or Path(config.output or f"runs/{config.name}")
@@ -219,10 +228,10 @@ def sweep(
     out: Annotated[Path, typer.Option(help="Folder of the sweep: missing or empty, or an earlier one with --resume.")],
     resume: Annotated[bool, typer.Option("--resume", help="Go on in that folder; finished runs stay.")] = False,
     processes: Annotated[int | None, typer.Option(min=1, max=256, help="At a time; else the sweep file's.")] = None,
-    engine: EngineOption = Engine.COHORT,
-    clients: Clients = 0,
-    device: Device = "auto",
-    precision: PrecisionOption = Precision.FLOAT32,
+    engine: EngineOption = None,
+    clients: Clients = None,
+    device: Device = None,
+    precision: PrecisionOption = None,
     json_lines: Json = False,
 ) -> None:
     """Run a run file under many values and seeds, and make a table with intervals."""
@@ -235,8 +244,8 @@ def sweep(
         raise InputError("a sweep does not run on Ray", hint="leave --engine out, or `fedward-sim run --engine ray`")
     plan, file = Plan.load(sweep_file)
     folder = SweepFolder(root=out)
-    computing = Computing(engine=engine, clients=clients, device=device, precision=precision)
-    if computing != Computing(engine=engine, clients=clients):
+    computing = Computing.of({"engine": engine, "clients": clients, "device": device, "precision": precision})
+    if device or precision:
         computing.place()  # what is not there is not there for any run of the sweep
     taken = folder.go_on(plan) if resume else folder.begin(plan)
     with taken as new, choose_sweep_view(json_lines=json_lines) as view:
@@ -341,11 +350,12 @@ def _simulate(config: RunConfig, out: Path, view: RunView, *, compare: bool, com
         view.finished(with_comparison(bench, summary, out=out, view=view, computing=ready) if compare else summary)
 
 
-def _resume(out: Path, view: RunView, *, computing: Computing) -> None:
+def _resume(out: Path, view: RunView, *, named: Mapping[str, Any]) -> None:
     from fedward_simulations.dealing.sources import read_source
     from fedward_simulations.results.folders import read_stopped
 
     stopped = read_stopped(out)
+    computing = Computing.of(named, before=stopped.checkpoint.extra.get("computing", {}))
     computing.check(stopped.bundle.config)
     with _started(computing, view) as ready:
         device = computing.place()
@@ -408,24 +418,4 @@ def _write(path: Path, text: str) -> None:
 
 def main() -> None:
     """Entry point: run a command and turn errors into two lines and an exit code."""
-    try:
-        code = app(standalone_mode=False, prog_name="fedward-sim")
-    except RoundAbandoned as error:
-        complain(str(error), error.hint)
-        sys.exit(1)
-    except FedwardError as error:
-        complain(str(error), error.hint)
-        sys.exit(2)
-    except click.exceptions.NoArgsIsHelpError as error:
-        typer.echo(error.format_message())
-        sys.exit(2)
-    except click.UsageError as error:
-        complain(error.format_message(), f"{_command_of(error)} --help")
-        sys.exit(2)
-    except (KeyboardInterrupt, click.Abort):
-        sys.exit(130)
-    sys.exit(code if isinstance(code, int) else 0)
-
-
-def _command_of(error: click.UsageError) -> str:
-    return error.ctx.command_path if error.ctx else "fedward-sim"
+    start(app, "fedward-sim", codes={RoundAbandoned: 1})

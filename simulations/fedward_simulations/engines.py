@@ -9,9 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from enum import StrEnum
-from typing import TYPE_CHECKING
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
 
 from fedward_common.checks import at_least
 from fedward_common.errors import ConfigError, InputError
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from fedward_common.config import RunConfig
 
 __all__ = ["BY_DEFAULT", "Computing", "Engine", "Precision"]
+
+RAY_OPTIONS = tuple(option.name for option in fields(RayCluster))
 
 
 class Engine(StrEnum):
@@ -80,6 +83,26 @@ class Computing:
             raise InputError("with Ray's engine each worker has its own device", hint="say --client-gpus, or leave it")
         if self.engine is not Engine.RAY and self.ray != RayCluster():
             raise InputError("Ray's options go with Ray's engine", hint="add --engine ray")
+
+    @classmethod
+    def of(cls, named: Mapping[str, Any], *, before: Mapping[str, Any] = MappingProxyType({})) -> Computing:
+        """What a person asked for.
+
+        Args:
+          named: by the names of ``remembered``; None is the same as left out.
+          before: what a stopped run remembers. It holds where nothing else is named, and for its own engine alone.
+        """
+        asked = {name: value for name, value in named.items() if value is not None}
+        engine = Engine(asked.get("engine", before.get("engine", Engine.COHORT)))
+        values = {**(before if before.get("engine") == engine.value else {}), **asked, "engine": engine}
+        cluster = RayCluster(**{name: values.pop(name) for name in list(values) if name in RAY_OPTIONS})
+        return cls(**{**values, "precision": Precision(values.get("precision", Precision.FLOAT32))}, ray=cluster)
+
+    @property
+    def remembered(self) -> dict[str, Any]:
+        """What a stopped run goes on with, as a JSON object."""
+        own = {"engine": self.engine.value, "clients": self.clients, "device": self.device}
+        return {**own, "precision": self.precision.value, **{name: getattr(self.ray, name) for name in RAY_OPTIONS}}
 
     def check(self, config: RunConfig) -> None:
         """Say at once what this engine cannot do; ``ConfigError`` then."""

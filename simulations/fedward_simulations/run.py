@@ -139,6 +139,7 @@ def run(bench: Workbench, *, out: Path, view: RunView, computing: Computing = BY
     computing.check(bench.prepared.bundle.config)
     lay_out(out, bench.prepared.bundle)
     start = bench.start()
+    start = replace(start, extra={**start.extra, "computing": computing.remembered})
     Checkpoints(out / "checkpoints").save(start.state, run_id=start.run_id, heads={}, extra=start.extra)
     return _continue(bench, start, out=out, view=view, computing=computing)
 
@@ -199,6 +200,7 @@ def _continue(bench: Workbench, start: Checkpoint, *, out: Path, view: RunView, 
                 **start.extra,
                 "seconds": time.perf_counter() - began,
                 "ledgers_end": ledgers.add(books.exports),
+                "computing": computing.remembered,
                 "cohort": {"sites": engine.sites, "tokens": engine.tokens},
             }
 
@@ -268,8 +270,8 @@ def cohort_of(
     share = 1 / computing.processes
     fits = sites_that_fit(bench.prepared.bundle.spec.size, bench.prepared.model.device, share=share)
     if computing.clients > fits:
-        note(f"{computing.clients} clients at a time do not fit into memory: {fits} are computed together")
-    sites = known.get("sites") or min(computing.clients or fits, fits)
+        note(f"{computing.clients} clients at a time are too many for this machine: {fits} are computed together")
+    sites = min(known.get("sites") or fits, computing.clients or fits)
     return Cohort(note=note, precision=computing.precision, sites=sites, tokens=known.get("tokens", 0), share=share)
 
 

@@ -13,10 +13,15 @@ from typing import Any
 import numpy as np
 import pytest
 
+from fedward_common.errors import InputError
 from fedward_server.bundle import Bundle
 from fedward_simulations.cli import main
 from fedward_simulations.demo import quick_config
+from fedward_simulations.engines import Computing, Engine
+from fedward_simulations.run import run
+from support.federation import small_bench
 from support.tiny import tiny_base
+from support.watch import Recorder
 
 ROOT = Path(__file__).parents[2]
 FEDWARD_SIM = [sys.executable, "-m", "fedward_simulations"]
@@ -192,6 +197,45 @@ def test_ctrl_c_ends_with_130_and_resume_gives_the_same_adapter(demo: Path, tmp_
     expected = json.loads((demo / "summary.json").read_text())
     assert summary["adapter_digest"] == expected["adapter_digest"]
     assert summary["epsilon"] == expected["epsilon"]
+
+
+@pytest.mark.parametrize(
+    ("named", "expected"),
+    [([], Computing(engine=Engine.SEQUENTIAL, device="cpu")), (["--engine", "cohort"], Computing())],
+)
+def test_a_stopped_run_goes_on_as_it_was_computed_unless_something_else_is_named(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, named: list[str], expected: Computing
+) -> None:
+    out, seen = tmp_path / "stopped", []
+    computing = Computing(engine=Engine.SEQUENTIAL, device="cpu")
+    with pytest.raises(KeyboardInterrupt):
+        run(small_bench(tmp_path), out=out, view=Recorder(stop_after=1), computing=computing)
+
+    def check(self: Computing, config: object) -> None:
+        seen.append(self)
+        raise InputError("far enough", hint="go home")
+
+    monkeypatch.setattr(Computing, "check", check)
+    monkeypatch.setattr(sys, "argv", ["fedward-sim", "run", "--resume", str(out), *named])
+    with pytest.raises(SystemExit):
+        main()
+    assert seen == [expected]
+
+
+def test_an_error_that_nobody_foresaw_shows_no_text(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError("patient 17 has measles")
+
+    monkeypatch.setattr("fedward_common.config.RunConfig.load", fail)
+    monkeypatch.setattr(sys, "argv", ["fedward-sim", "run", "wards.toml"])
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    printed = capsys.readouterr()
+    assert stopped.value.code == 2
+    assert "internal error of type RuntimeError at cli.py:" in printed.err
+    assert "measles" not in printed.out + printed.err
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["run", "--help"], ["run", "nowhere.toml"]])

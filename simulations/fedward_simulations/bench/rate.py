@@ -24,7 +24,8 @@ from fedward_simulations.engines import Precision
 
 __all__ = ["bert_large", "measure"]
 
-RECORDS, TOKENS = 8, 128
+TOKENS = 128
+RECORDS = {"cuda": 8, "cpu": 2}  # of a client
 SIDE = {"cuda": 8192, "cpu": 1024}  # of the large product's matrices
 SEQUENTIAL_AIM = 3.0
 LARGE = {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 4096}
@@ -43,13 +44,14 @@ def measure(*, repeats: int = 5, clients: int = CLIENTS, model: ModelConfig | No
     bases = [("MiniLM", base)]
     if device.type == "cuda" and model is None:
         bases.append(("BERT-large's size", bert_large(base)))
+    records = RECORDS.get(device.type, RECORDS["cpu"])
     with one_thread():
-        rows = [row for name, one in bases for row in _rows(name, one, clients, repeats, device)]
+        rows = [row for name, one in bases for row in _rows(name, one, clients, records, repeats, device)]
     return Table(
         title=f"The matrix rate of {device}",
         head=("what", "median (range)", "aim"),
         rows=tuple(rows),
-        note=f"{clients} clients, {RECORDS} records of {TOKENS} tokens each, LoRA of rank 8 on query and value, and "
+        note=f"{clients} clients, {records} records of {TOKENS} tokens each, LoRA of rank 8 on query and value, and "
         f"the head; {repeats} of each in turn; on a CPU one thread.",
     )
 
@@ -63,10 +65,12 @@ def bert_large(base: Base) -> Base:
     return replace(base, encoder=encoder, hidden_size=config.hidden_size, fingerprint="0" * 64)
 
 
-def _rows(name: str, base: Base, clients: int, repeats: int, device: torch.device) -> Sequence[tuple[str, ...]]:
+def _rows(
+    name: str, base: Base, clients: int, records: int, repeats: int, device: torch.device
+) -> Sequence[tuple[str, ...]]:
     precision = Precision.BFLOAT16 if device.type == "cuda" else Precision.FLOAT32
     adapted = with_lora(base, device)
-    many = Clients.of(base, adapted, clients=clients, records=RECORDS, tokens=TOKENS, precision=precision)
+    many = Clients.of(base, adapted, clients=clients, records=records, tokens=TOKENS, precision=precision)
     product, operations = _large_product(device)
     took = in_turn([many.together, many.sequential, product], repeats, device)
     counted = _operations(many.together)

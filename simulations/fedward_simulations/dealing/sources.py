@@ -10,7 +10,7 @@ import numpy as np
 
 from fedward_client.data import Records, load_records
 from fedward_common.config import PartitionMethod, Placement, RunConfig
-from fedward_common.errors import DataError
+from fedward_common.errors import ConfigError, DataError
 from fedward_simulations.dealing.partition import Ints, holdout, moved_units, partition, units_at_several
 from fedward_simulations.dealing.quickstart import icd_phrases
 
@@ -41,6 +41,8 @@ def read_source(config: RunConfig) -> Source:
     """
     records = _records(config, config.data.train)
     if config.data.test is not None:
+        if is_built_in(config.data.test):
+            raise ConfigError("data.test is built-in data", hint="leave it out: test_fraction sets records aside")
         # the coordinator's own data has no sites, and its units are nobody's here
         data = config.data.model_copy(update={"site": None, "unit": None})
         train, test = records, load_records(data, config.task.labels, source=config.data.test)
@@ -84,6 +86,8 @@ def built_in(source: str) -> tuple[list[str], list[str]]:
 def _records(config: RunConfig, source: str) -> Records:
     if not is_built_in(source):
         return load_records(config.data, config.task.labels, source=source)
+    if config.data.site or config.data.unit:
+        raise ConfigError(f"{BUILT_IN} has neither sites nor units", hint="leave data.site and data.unit out")
     texts, labels = built_in(source)
     numbers = {label: number for number, label in enumerate(config.task.labels)}
     if not set(labels) <= set(numbers):

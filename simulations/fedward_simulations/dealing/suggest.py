@@ -164,7 +164,7 @@ def _text_columns(summary: Summary, label: str | None) -> list[Column]:
             return [plain[first], plain[second]]
     candidates = _by_name(free, TEXT_NAMES) or free
     if not candidates:
-        raise DataError("no column looks like free text", hint="name the text column yourself")
+        raise DataError("no column looks like free text", hint="name it: --text COLUMN")
     return [max(candidates, key=lambda column: column.median_words)]
 
 
@@ -177,7 +177,7 @@ def _label_column(summary: Summary, taken: Iterable[Column]) -> Column:
     elsewhere = _by_name(short, f"{SITE_NAMES} {PATIENT_NAMES} {PERSON_NAMES}")
     classes = [column for column in short if column.kind is Kind.CATEGORY and column not in elsewhere]
     if not classes:
-        raise DataError("no column looks like a label", hint="name the label column yourself")
+        raise DataError("no column looks like a label", hint="name it: --label COLUMN")
     return min(classes, key=lambda column: (column.empty, column.distinct))
 
 

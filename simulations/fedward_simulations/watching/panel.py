@@ -1,6 +1,6 @@
 """The rows of the live panel: which figures stand where, as styled text, without a terminal.
 
-Nothing here imports rich or knows how a run works; ``view.py`` lays the rows out.
+Nothing here imports rich or knows how a run works; ``live.py`` lays the rows out.
 
 Example:
     >>> "".join(text for text, _ in bar(0.3, 10)), "".join(text for text, _ in dots((3, 1, 0, 2), cells=6))

@@ -1,6 +1,6 @@
 """What has been seen of a run so far, in numbers and in words, and how long the rest will take.
 
-This module knows nothing of terminals, models or data; ``view.py`` draws what it says.
+This module knows nothing of terminals, models or data; ``live.py`` draws what it says.
 
 Example:
     >>> size(312_000), duration(72.4), size(12_040)

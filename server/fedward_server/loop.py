@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -236,7 +237,7 @@ class Coordinator:
         if seconds > 0:
             self.sleep(seconds)
 
-    @property
+    @cached_property
     def _attendance(self) -> Attendance:
         return Attendance(limit=self.bundle.config.rounds.set_aside_after, missed=self.missed)
 

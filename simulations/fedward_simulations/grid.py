@@ -73,6 +73,11 @@ class InProcessGrid(Grid):
         self._seen: set[str] = set()  # messages of this round that ``ahead`` was shown
         TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = run_id, _SERVER_NODE, 1
 
+    @property
+    def ended(self) -> bool:
+        """Whether nobody will answer any more: never, in this process."""
+        return False
+
     def drive(self, app: ServerApp) -> None:
         """Run a ServerApp over this Grid until it returns."""
         app(self, Context(run_id=1, node_id=_SERVER_NODE, node_config={}, state=RecordDict(), run_config={}))

@@ -24,7 +24,7 @@ from fedward_client.policy import SEEDED_RANDOMNESS
 from fedward_client.training import SiteInputs
 from fedward_common.codec import new_key
 from fedward_common.config import RunConfig
-from fedward_common.errors import ConfigError, OutputError, PrivacyError
+from fedward_common.errors import ConfigError, InputError, OutputError, PrivacyError, RunStopped
 from fedward_common.privacy.grants import Quote
 from fedward_server.app import server_app
 from fedward_server.bundle import Bundle, run_id_of
@@ -218,6 +218,7 @@ def _continue(bench: Workbench, start: Checkpoint, *, out: Path, view: RunView, 
             spent=lambda: max(_epsilons(books, bundle).values()),
             clock=behaviour.now,
             sleep=behaviour.sleep,
+            stopping=lambda: grid.ended,
         )
         view.started(config=bundle.config, sites=population.nominal_units, records=population.records, out=out)
         state = _drive(coordinator, carrier, start.state)
@@ -252,7 +253,11 @@ def serving(
         told = Description.of(bench.prepared.bundle, bench.data, operator=operator.public_key(), keys=keys)
         entries = {name: export(0) for name, export in population.exports.items()}
         with RaySites.open(told, room=ready.room or {}, note=note, entries=entries) as sites:
-            yield sites, sites.nodes, sites
+            try:
+                yield sites, sites.nodes, sites
+            except RunStopped:
+                hint = "look at Ray's logs, or leave --engine out; `fedward-sim run --resume` goes on"
+                raise InputError("Flower's engine on Ray ended", hint=hint) from None
 
 
 def _epsilons(books: RaySites | Population, bundle: Bundle) -> dict[str, float]:

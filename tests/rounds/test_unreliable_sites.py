@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from fedward_simulations.results.folders import read_stopped
-from fedward_simulations.run import run
+from fedward_simulations.run import resume, run
 from fedward_simulations.sites.faults import Fate, FaultPlan, Temper, tempers
 from fedward_simulations.sites.ledgers import LedgerFile
 from fedward_simulations.sites.population import site_data
@@ -70,6 +70,23 @@ def test_a_stop_forgets_nothing_of_what_late_sites_spent(tmp_path: Path) -> None
     ledgers = LedgerFile(tmp_path / "run" / "ledgers.jsonl", end=stopped.checkpoint.extra["ledgers_end"]).entries
     assert late
     assert all(len(ledgers[site]) > 1 for site in SITES)  # more than the opening entry
+
+
+@pytest.mark.parametrize("goal", [0, 2])
+def test_a_stopped_run_meets_the_same_weather_and_ends_with_the_same_bits(tmp_path: Path, goal: int) -> None:
+    rounds = {**ROUNDS, "cohort": 5, "goal": goal}
+    changes: dict[str, Any] = {"simulation": {**WEATHER, "jitter_sigma": 1.0}, "rounds": rounds}
+    whole, expected = finished(tmp_path, "whole", **changes)
+    with pytest.raises(KeyboardInterrupt):
+        run(small_bench(tmp_path, sites=len(SITES), **changes), out=tmp_path / "run", view=Recorder(stop_after=2))
+    stopped = read_stopped(tmp_path / "run")
+    bench = small_bench(tmp_path, sites=len(SITES), **changes)
+    bench = type(bench).open(stopped.bundle.config, bench.source, run_id=stopped.bundle.run_id)
+    summary = resume(bench, stopped, out=tmp_path / "run", view=Recorder())
+    rows = [json.loads(line) for line in (tmp_path / "run" / "rounds.jsonl").read_text().splitlines()]
+    assert [{**row, "seconds": None} for row in rows] == [{**row, "seconds": None} for row in expected]
+    assert summary["adapter_digest"] == whole["adapter_digest"]
+    assert any(row["dropped"].get("not_needed") for row in expected) == bool(goal)
 
 
 def test_sites_refuse_by_their_own_policy_and_budget(tmp_path: Path) -> None:

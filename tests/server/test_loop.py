@@ -565,6 +565,20 @@ def test_a_resumed_run_asks_whom_the_stopped_one_would_have_asked(tmp_path: Path
     assert run("whole", 99) == run("twice", 7)
 
 
+def test_a_site_that_was_set_aside_and_comes_back_after_it_was_away_is_asked_at_once(tmp_path: Path) -> None:
+    bundle = bundle_of(stages=many_rounds(8), rounds={"deadline_s": 1.0, "set_aside_after": 2})
+    grid = grid_of(silent)
+    connected = grid.get_node_ids
+
+    def away_in_the_fourth_round() -> Any:
+        asked = max((plan.round for _, plan, _ in grid.plans), default=0)
+        return [node for node in connected() if asked != 3 or node != NODES[0]]
+
+    grid.get_node_ids = away_in_the_fourth_round  # type: ignore[method-assign]
+    coordinator_of(tmp_path, bundle, nodes=NODES).run(grid, State.initial(START))
+    assert [plan.round for node, plan, _ in grid.plans if node == NODES[0]] == [1, 2, 5]
+
+
 def test_never_so_many_are_set_aside_that_the_minimum_cannot_be_asked(tmp_path: Path) -> None:
     def comes_back(asked: Asked) -> list[Answer]:
         return [] if asked.before < 4 else honest()(asked)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib.util
 import json
 import os
@@ -9,10 +10,12 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -22,6 +25,7 @@ from fedward_common.round import Refusal, Update
 from fedward_simulations.engines import Computing, Engine
 from fedward_simulations.ray.cluster import RayCluster, on_ray
 from fedward_simulations.ray.sites import Description, Kept, Workplace
+from fedward_simulations.results.folders import read_stopped
 from fedward_simulations.run import Workbench, run
 from support.federation import KEYS, LABELS, STAGES, plan_bytes, small_bench, small_config
 from support.tiny import WORDS
@@ -124,6 +128,39 @@ def test_results_are_those_of_one_process_also_when_workers_die(tmp_path: Path, 
     assert there["epsilon_by_site"] == alone["epsilon_by_site"]
     assert there["accuracy"] == alone["accuracy"]
     assert not workers_of(os.getpid())
+
+
+@has_ray
+@quiet
+@pytest.mark.slow
+def test_flowers_engine_that_ended_is_one_error_at_once(tmp_path: Path, room: Mapping[str, float]) -> None:
+    from fedward_simulations.ray.engine import RaySites
+
+    class Ending(Recorder):
+        def round_started(self, *, round: int, stage: str, attempt: int, cohort: int) -> None:
+            for sites in [held for held in gc.get_objects() if isinstance(held, RaySites) and round == 2]:
+                sites._stop.set()
+                sites._engine.join()
+
+    bench = small_bench(tmp_path, sites=2, stages=ROUNDS, rounds={"deadline_s": 3600.0})
+    with pytest.raises(InputError, match="Flower's engine on Ray ended"):
+        run(bench, out=tmp_path / "ray", view=Ending(), computing=Computing(engine=Engine.RAY, room=room))
+    assert read_stopped(tmp_path / "ray").checkpoint.state.finished == 1
+
+
+@has_ray
+def test_a_site_that_is_slow_does_not_hold_the_others_up_until_all_are_late(monkeypatch: pytest.MonkeyPatch) -> None:
+    from flwr.superlink.grid import InMemoryGrid
+
+    from fedward_simulations.ray.engine import RaySites
+
+    sites: Any = object.__new__(RaySites)
+    sites._unanswered = {"slow": time.time() + 0.2, "done": time.time() + 0.2}
+    sites._engine = threading.current_thread()
+    monkeypatch.setattr(RaySites, "_tidied", lambda self, message: message)
+    monkeypatch.setattr(InMemoryGrid, "pull_messages", lambda self, names: [name for name in names if name == "done"])
+    assert [sites.pull_messages([name]) for name in ("slow", "done")] == [[], ["done"]]
+    assert list(sites._unanswered) == ["slow"]
 
 
 class Killer(Recorder):

@@ -14,9 +14,11 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import PurePath
 
 import numpy as np
+from pydantic import ValidationError
 
 from fedward_client.data import Records
 from fedward_client.tables import as_id, as_text
@@ -81,21 +83,33 @@ def suggest(
     taken = [column for column in (units, sites) if column]
     texts = [summary.column(name) for name in text] or _text_columns(summary, label)
     labels = _named(summary, label) or _label_column(summary, [*taken, *texts])
-    data = DataConfig(
-        train=source,
-        text=tuple(column.name for column in texts),
-        label=labels.name,
-        site=sites.name if sites else None,
-        unit=units.name if units else None,
-    )
-    return RunConfig(
-        schema_version=1,
-        name=_run_name(source),
-        task=TaskConfig(labels=_label_values(labels)),
-        data=data,
-        partition=_partition(summary, data, least, units),
-        privacy=_privacy(summary, units),
-    )
+    with _fitting():
+        data = DataConfig(
+            train=source,
+            text=tuple(column.name for column in texts),
+            label=labels.name,
+            site=sites.name if sites else None,
+            unit=units.name if units else None,
+        )
+        return RunConfig(
+            schema_version=1,
+            name=_run_name(source),
+            task=TaskConfig(labels=_label_values(labels)),
+            data=data,
+            partition=_partition(summary, data, least, units),
+            privacy=_privacy(summary, units),
+        )
+
+
+@contextmanager
+def _fitting() -> Iterator[None]:
+    try:
+        yield
+    except ValidationError as error:  # its text quotes what does not fit: without a header line, a record
+        if error.errors()[0]["loc"] == ("train",):
+            raise DataError("the file's path is too long for a run file", hint="call fedward-sim from nearer") from None
+        hint = "names are of 1 to 200 characters, and two columns at most are read; is the first line the header?"
+        raise DataError("the file's columns do not fit into a run file", hint=hint) from None
 
 
 def _named(summary: Summary, name: str | None) -> Column | None:

@@ -51,6 +51,7 @@ __all__ = ["RaySites"]
 
 RUN, TASK, SERVER_NODE = 1, 1, 1
 LOOK_S = 0.01
+PATIENCE = 0.9  # of a message's time to live; what is left is for all others that have answered
 END_S = 5.0
 ROUNDS = (b'"entry":"start"', b'"entry":"settle"')
 RETRIES = 3  # of one message whose worker died; an answer is a function of message and context
@@ -60,7 +61,8 @@ class RaySites(InMemoryGrid):
     """The virtual sites of one run on Ray, as a Flower Grid. One at a time in a process.
 
     Guarantees:
-      - Answers are handed over in the order in which they are asked for, whoever was done first.
+      - Answers are handed over in the order in which they are asked for, whoever was done first. After nine tenths of a
+        message's time to live the others do not wait for its answer any longer.
       - A site's ledger and newest reply outlive every worker; nothing else of a site outlives a message.
       - A worker that dies is replaced, and its message given to another one.
       - A site that raises gives an error without the exception's text, but what fedward says on purpose.
@@ -77,7 +79,7 @@ class RaySites(InMemoryGrid):
         self._config = description.config
         self._said: set[str] = set()
         self._epsilons: dict[str, tuple[object, float]] = {}
-        self._unanswered: set[str] = set()
+        self._unanswered: dict[str, float] = {}  # until when to wait for each, in time.time()
         self._group = ""
         self._register_run()
         self.nodes: Mapping[int, str] = self._register_nodes(list(description.records))
@@ -128,6 +130,11 @@ class RaySites(InMemoryGrid):
         """Run a ServerApp over this Grid until it returns."""
         app(self, Context(run_id=RUN, node_id=SERVER_NODE, node_config={}, state=RecordDict(), run_config={}))
 
+    @property
+    def ended(self) -> bool:
+        """Whether Flower's engine is gone, so that nobody will answer any more."""
+        return not self._engine.is_alive()
+
     # ---- messages ------------------------------------------------------------------------
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         """Send messages to workers."""
@@ -135,27 +142,29 @@ class RaySites(InMemoryGrid):
         for message in messages:
             if message.metadata.group_id != self._group:  # a round's group; nobody pulls those of an earlier one
                 self._group = message.metadata.group_id
-                self.state.delete_messages(message_ins_ids=self._unanswered)
+                self.state.delete_messages(message_ins_ids=set(self._unanswered))
                 self._unanswered.clear()
-            identifiers.extend(super().push_messages([message]))
-        self._unanswered.update(identifiers)
+            sent = list(super().push_messages([message]))
+            self._unanswered.update(dict.fromkeys(sent, time.time() + PATIENCE * message.metadata.ttl))
+            identifiers.extend(sent)
         return identifiers
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        """Wait for the answer to the first of these that has none yet; it ends with the message's time to live."""
+        """Wait for the answer to the first of these that has none yet, for nine tenths of its time to live."""
         for identifier in message_ids:
             if identifier in self._unanswered:
                 return self._awaited(identifier)
         return []
 
     def _awaited(self, identifier: str) -> list[Message]:
-        while self._engine.is_alive():
+        while True:
             found = list(super().pull_messages([identifier]))
             if found:
-                self._unanswered.discard(identifier)
+                del self._unanswered[identifier]
                 return [self._tidied(message) for message in found]
+            if self.ended or time.time() >= self._unanswered[identifier]:
+                return []
             time.sleep(LOOK_S)
-        raise RuntimeError("Flower's simulation engine ended")
 
     def _tidied(self, reply: Message) -> Message:
         name = self.nodes.get(reply.metadata.src_node_id)
@@ -235,7 +244,7 @@ class RaySites(InMemoryGrid):
         return store
 
     def _serve(self) -> None:
-        with suppress(RuntimeError):  # what went wrong is seen in what is not answered
+        with suppress(RuntimeError):  # see ``ended``
             run_api(
                 app_fn=self._app_fn,
                 backend_fn=lambda: self._backend,

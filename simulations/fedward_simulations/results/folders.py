@@ -73,11 +73,11 @@ def move_aside(folder: Path) -> Path | None:
     """Rename an earlier result to the first free ``NAME.1``, ``NAME.2``, ...; None where there is nothing.
 
     Raises:
-      OutputError: it cannot be renamed.
+      OutputError: it cannot be renamed, or is where this process stands.
     """
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return None
-    number = 1
+    folder, number = _replaceable(folder), 1
     while (target := folder.with_name(f"{folder.name}.{number}")).exists():
         number += 1
     try:
@@ -85,6 +85,13 @@ def move_aside(folder: Path) -> Path | None:
     except OSError as error:
         raise OutputError(f"cannot move {folder} aside: {error.strerror}", hint="move it by hand") from None
     return target
+
+
+def _replaceable(folder: Path) -> Path:
+    whole = Path(os.path.abspath(folder))
+    if Path.cwd().is_relative_to(whole):  # whoever stands in it would stand in what is moved or gone
+        raise OutputError(f"{folder} is the folder you are in, or above it", hint="give another --out")
+    return whole
 
 
 def lay_out(out: Path, bundle: Bundle) -> None:
@@ -105,8 +112,9 @@ def write_bundle(out: Path, bundle: Bundle) -> None:
     """Write a bundle into a new or empty folder, whole or not at all.
 
     Raises:
-      OutputError: the folder cannot be written.
+      OutputError: the folder cannot be written, or is where this process stands.
     """
+    out = _replaceable(out)
     draft = out.with_name(f".{out.name}.part")
     try:
         shutil.rmtree(draft, ignore_errors=True)

@@ -26,6 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedward_common.errors import InputError, OutputError
+from fedward_common.report import rounded_up
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -228,7 +229,7 @@ def _bars(axes: Axes, spent: Mapping[str, float]) -> None:
     for place, value in enumerate(spent.values()):
         inside = value > 0.1 * max(spent.values())
         axes.annotate(
-            f"{value:.2f}",
+            rounded_up(value, digits=2),
             (value, place),
             xytext=(-5 if inside else 5, 0),
             textcoords="offset points",

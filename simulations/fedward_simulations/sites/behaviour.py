@@ -13,6 +13,7 @@ Time is simulated: nobody sleeps, and a straggler's hour takes as long as its co
 from __future__ import annotations
 
 import heapq
+import math
 import time
 import uuid
 from collections import Counter
@@ -37,6 +38,7 @@ from fedward_simulations.sites.faults import Fate, Fault, FaultPlan, Temper, tem
 
 __all__ = ["Behaviour", "Carrier", "SimulatedClock", "Unreliable", "scaled_reply"]
 
+GRAINS = 2**20  # of a second
 EARLIER_RUN = "an earlier run of another coordinator"
 
 
@@ -66,6 +68,7 @@ class SimulatedClock:
     Guarantees:
       - ``sleep`` returns at once, at least so many seconds later; where nothing is expected until later than that, at
         the moment of what is expected next.
+      - Moments are multiples of 2^-20 seconds: as far apart, and of as many digits, whenever a run begins.
       - Time never goes back, but within ``at``, where it stands still at a moment gone by.
     """
 
@@ -82,7 +85,8 @@ class SimulatedClock:
         """Let time pass."""
         while self._expected and self._expected[0] <= self._now:
             heapq.heappop(self._expected)
-        self._now = max(self._now + seconds, self._expected[0] if self._expected else 0.0)
+        wanted = max(self._now + seconds, self._expected[0] if self._expected else 0.0)
+        self._now = math.ceil(wanted * GRAINS) / GRAINS
 
     @contextmanager
     def at(self, moment: float) -> Iterator[None]:
@@ -96,6 +100,11 @@ class SimulatedClock:
     def expect(self, moment: float) -> None:
         """Something happens then that a sleeper would want to see."""
         heapq.heappush(self._expected, moment)
+
+    def forget(self) -> None:
+        """Nothing is expected any more, and what comes next begins at a whole second."""
+        self._expected.clear()
+        self._now = float(math.ceil(self._now))
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -235,8 +244,7 @@ class Unreliable:
         self._engine, self._nodes, self._plan, self._clock = engine, nodes, plan, clock
         self._poisoned, self._poison = frozenset(poisoned), poison
         self._sent: dict[str, _Sent] = {}
-        self._attempt: set[str] = set()  # who was sent a plan in it
-        self._round = 0
+        self._looked = False  # for answers, since the last plan went out
         self._asked: Counter[tuple[str, int]] = Counter()
 
     def drive(self, app: Any) -> None:
@@ -254,6 +262,7 @@ class Unreliable:
 
     def pull_messages(self, message_ids: Iterable[str]) -> list[Any]:
         """The answers that have arrived by now."""
+        self._looked = True
         due = [(name, self._sent.get(name)) for name in message_ids]
         return [
             self._altered(reply, sent)
@@ -275,10 +284,9 @@ class Unreliable:
 
     def _draw(self, message: Any) -> _Sent:
         site, round = self._nodes[message.metadata.dst_node_id], int(message.metadata.group_id)
-        if site in self._attempt or self._round != round:
-            self.let_work()  # the attempt before is over
-        self._attempt.add(site)
-        self._round = round
+        if self._looked:  # all plans of an attempt go out first: the one before is over
+            self.let_work()
+        self._looked = False
         self._asked[site, round] += 1
         attempt = self._asked[site, round]
         return _Sent(
@@ -298,11 +306,14 @@ class Unreliable:
         return found
 
     def let_work(self) -> None:
-        """Who is late, or not needed any more, works all the same: its ledger is charged, its reply stored."""
+        """Who is late, or not needed any more, works all the same: its ledger is charged, its reply stored.
+
+        Nothing of this attempt is waited for afterwards, so that a run that goes on from here meets the same moments.
+        """
         for identifier, sent in list(self._sent.items()):
             self._pull(identifier, sent)
         self._sent.clear()
-        self._attempt.clear()
+        self._clock.forget()
 
     def _altered(self, reply: Any, sent: _Sent) -> Any:
         if not reply.has_content():

@@ -83,8 +83,19 @@ class SweepFolder:
             earlier = self._read_plan()
             self._check_kept(plan)
             self._check_data(plan, earlier["data"])
-            self._write_plan(plan, known=earlier["data"])
-            yield len({job.name for job in plan.jobs} - set(earlier["jobs"]))
+            new = {job.name for job in plan.jobs} - set(earlier["jobs"])
+            grown = earlier["grown"] or bool(new and self._begun())
+            self._write_plan(plan, known=earlier["data"], grown=grown)
+            yield len(new)
+
+    @property
+    def grown(self) -> bool:
+        """Whether jobs were added after others had begun.
+
+        Raises:
+          OutputError: there is no sweep.
+        """
+        return bool(self._read_plan()["grown"])
 
     # ---- jobs ----------------------------------------------------------------------
     def run(self, name: str) -> Path:
@@ -157,13 +168,15 @@ class SweepFolder:
 
     def _check_kept(self, plan: Plan) -> None:
         # by the folders: they are what ran, whatever was written down of them
-        begun = {path.name for path in (self.root / "runs").glob("*") if path.is_dir()}
-        if lost := begun - {job.name for job in plan.jobs}:
+        if lost := self._begun() - {job.name for job in plan.jobs}:
             runs = counted(len(lost), "run", "runs")
             raise OutputError(
                 f"the sweep file lacks {runs} in {self.root}: it or its run file changed",
                 hint="undo the change, or give another --out: what ran counts, also for privacy",
             )
+
+    def _begun(self) -> set[str]:
+        return {path.name for path in (self.root / "runs").glob("*") if path.is_dir()}
 
     def _check_data(self, plan: Plan, known: Mapping[str, str]) -> None:
         digests = _data_digests(plan)
@@ -174,10 +187,11 @@ class SweepFolder:
     def _failure(self, name: str) -> Path:
         return self.root / "failures" / f"{name}.json"
 
-    def _write_plan(self, plan: Plan, *, known: Mapping[str, str] | None = None) -> None:
+    def _write_plan(self, plan: Plan, *, known: Mapping[str, str] | None = None, grown: bool = False) -> None:
         content = {
             "version": VERSION,
             "name": plan.name,
+            "grown": grown,
             "data": {**_data_digests(plan), **(known or {})},
             "jobs": {job.name: {"point": job.point.label, "seed": job.seed} for job in plan.jobs},
         }
@@ -186,7 +200,8 @@ class SweepFolder:
     def _read_plan(self) -> dict[str, Any]:
         try:
             content = json.loads((self.root / "sweep.json").read_text(encoding="utf-8"))
-            return {"jobs": dict(content["jobs"]), "data": dict(content["data"])}
+            grown = bool(content.get("grown", False))
+            return {"jobs": dict(content["jobs"]), "data": dict(content["data"]), "grown": grown}
         except OSError:
             raise self._no_sweep() from None
         except (ValueError, KeyError, TypeError):

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Mapping
+from types import MappingProxyType
 
 __all__ = ["SweepProgress"]
 
@@ -24,13 +25,18 @@ class SweepProgress:
     """
 
     def __init__(
-        self, *, rounds: Mapping[str, int], finished: Iterable[str], clock: Callable[[], float] = time.monotonic
+        self,
+        *,
+        rounds: Mapping[str, int],
+        finished: Iterable[str],
+        begun: Mapping[str, int] = MappingProxyType({}),
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """``rounds`` of every job; ``finished`` are the jobs that were done before."""
+        """``rounds`` of every job; those that were done before: whole jobs, and rounds of jobs that had ``begun``."""
         self.total = len(rounds)
         self.running: dict[str, int] = {}
         self._rounds = dict(rounds)
-        self._before = set(finished)
+        self._before, self._begun = set(finished), dict(begun)
         self._ended: set[str] = set()
         self._failed: set[str] = set()
         self._clock = clock
@@ -57,13 +63,15 @@ class SweepProgress:
 
     @property
     def rounds_total(self) -> int:
-        """Of the jobs that were not done before and did not fail."""
-        return sum(count for name, count in self._rounds.items() if name not in self._before | self._failed)
+        """Of the jobs that were not done before and did not fail, without the rounds that were."""
+        left = (name for name in self._rounds if name not in self._before | self._failed)
+        return sum(self._rounds[name] - self._begun.get(name, 0) for name in left)
 
     @property
     def rounds_done(self) -> int:
         """In this process, of the jobs that did not fail."""
-        return sum(self._rounds[name] for name in self._ended) + sum(self.running.values())
+        reached = {**{name: self._rounds[name] for name in self._ended}, **self.running}
+        return sum(rounds - self._begun.get(name, 0) for name, rounds in reached.items())
 
     @property
     def elapsed(self) -> float:

@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from fedward_client.policy import SEEDED_RANDOMNESS
-from fedward_common.errors import FedwardError
+from fedward_common.errors import FedwardError, OutputError
 from fedward_common.report import rounded_up
 from fedward_simulations.engines import BY_DEFAULT, Computing
 from fedward_simulations.results.folders import read_stopped
+from fedward_simulations.results.report import load_rounds
 from fedward_simulations.sweep.folder import Status, SweepFolder
 from fedward_simulations.sweep.plan import Job, Plan
 from fedward_simulations.sweep.plots import draw_sweep
@@ -55,7 +56,9 @@ def sweep(
       OutputError: the folder cannot be written.
     """
     done = [job.name for job in plan.jobs if folder.status(job, per_site=plan.per_site) is Status.DONE]
-    progress = SweepProgress(rounds={job.name: job.config.total_rounds for job in plan.jobs}, finished=done)
+    rounds = {job.name: job.config.total_rounds for job in plan.jobs}
+    begun = {job.name: _rounds_of(folder.run(job.name)) for job in plan.jobs}
+    progress = SweepProgress(rounds=rounds, finished=done, begun=begun)
     view.started(name=plan.name, out=str(folder.root), progress=progress)
     jobs = {job.name: job for job in plan.jobs if job.name not in set(done)}
     size = min(processes, len(jobs))
@@ -129,7 +132,7 @@ def collect(plan: Plan, folder: SweepFolder) -> tuple[dict[str, Any], list[str]]
       OutputError: something cannot be read or written.
     """
     results = Results.read(plan, folder)
-    costs = composed(_spent(plan, folder))
+    costs = composed(_spent(plan, folder), grown=folder.grown)
     notes = sentences(costs, [job.config for job in plan.jobs], per_site=plan.per_site) if costs else []
     pictures, missing = draw_sweep(results, folder) if results.count(Status.DONE) else ([], [])
     results.write(folder, notes=notes)
@@ -148,6 +151,14 @@ def _spent(plan: Plan, folder: SweepFolder) -> Iterator[Spent]:
             yield Spent(config=job.config, epsilons=folder.summary(job)["epsilon_by_site"])
         elif folder.run(job.name).exists():
             yield Spent(config=job.config, epsilons=None, sites=_sites(folder.run(job.name)))
+
+
+def _rounds_of(out: Path) -> int:
+    """The rounds that a run finished before."""
+    try:
+        return max((int(row["round"]) for row in load_rounds(out) if not row["abandoned"]), default=0)
+    except (OutputError, KeyError):
+        return 0
 
 
 def _sites(out: Path) -> int | None:

@@ -31,6 +31,9 @@ __all__ = ["DIGITS", "Composed", "Spent", "composed", "sentences"]
 DIGITS = 3  # of an epsilon in a sweep's table and sentences, so that one run has one figure in both
 UNKNOWN = "a run that did not end does not say how many sites it has, among which units are split"
 
+SEVERAL = "units lie at several sites in one run"
+GROWN = "runs were added after others had begun, and what is chosen by results does not compose so"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Spent:
@@ -62,23 +65,27 @@ class Composed:
     pld_missing: str = ""
 
 
-def composed(runs: Iterable[Spent]) -> list[Composed]:
+def composed(runs: Iterable[Spent], *, grown: bool = False) -> list[Composed]:
     """What all these runs cost together, one figure for each kind of privacy unit.
+
+    Args:
+      runs: that began.
+      grown: whether some were added after others had begun, so that the choice of them may rest on results.
 
     Guarantees:
       - The sums are those of the runs' own epsilons and deltas: basic composition.
       - A run that did not end counts with all that it reserved.
       - No figure is given that is too low: where a unit may lie at several sites, all of them count, or there is none.
-      - The composition of the events never exceeds the sum.
+      - The composition of the events never exceeds the sum; there is none for runs that were chosen by results.
 
     Source: Dwork et al. 2006, "Our data, ourselves", theorem 1 (the sums); for the events see ``accounting.epsilon``.
     """
     held = list(runs)
     units = dict.fromkeys(run.config.privacy.unit for run in held)
-    return [_composed_of(unit, [run for run in held if run.config.privacy.unit is unit]) for unit in units]
+    return [_composed_of(unit, [run for run in held if run.config.privacy.unit is unit], grown) for unit in units]
 
 
-def _composed_of(unit: Unit, runs: Sequence[Spent]) -> Composed:
+def _composed_of(unit: Unit, runs: Sequence[Spent], grown: bool) -> Composed:
     names = dict.fromkeys(site for run in runs for site in run.epsilons or ())
     by_site = {site: math.fsum(_at(run, site) for run in runs) for site in names}
     known = [count for count in map(_shares, runs) if count is not None]
@@ -88,7 +95,7 @@ def _composed_of(unit: Unit, runs: Sequence[Spent]) -> Composed:
     else:
         total = math.fsum(_worst(run) * count for run, count in zip(runs, known, strict=True))
         delta = math.fsum(run.config.privacy.delta * count for run, count in zip(runs, known, strict=True))
-        found, missing = _by_events(runs, delta) if max(known) == 1 else (None, "units lie at several sites in one run")
+        found, missing = _by_events(runs, delta, grown) if max(known) == 1 else (None, SEVERAL)
         found = None if found is None else min(found, total)
     return Composed(
         unit=unit.value,
@@ -126,8 +133,10 @@ def _shares(run: Spent) -> int | None:
     return run.sites if natural else run.config.partition.sites
 
 
-def _by_events(runs: Sequence[Spent], delta: float) -> tuple[float | None, str]:
-    """The cost of all events together: valid because a sweep's runs are fixed beforehand."""
+def _by_events(runs: Sequence[Spent], delta: float, grown: bool) -> tuple[float | None, str]:
+    """The cost of all events together: valid where a sweep's runs are fixed beforehand."""
+    if grown and len(runs) > 1:
+        return None, GROWN
     try:
         events = [event for run in runs for event in Quote.of(run.config.terms).events]
         return epsilon(_sided(runs, events), delta=delta), ""
@@ -136,8 +145,9 @@ def _by_events(runs: Sequence[Spent], delta: float) -> tuple[float | None, str]:
 
 
 def _sided(runs: Sequence[Spent], events: list[GaussianSum]) -> list[GaussianSum]:
-    # a unit keeps its side while the fraction stays; where it is swept, a unit may pay for both sides
-    if len({run.config.privacy.validation_fraction for run in runs}) == 1:
+    # a unit keeps its side while its id and the fraction stay; where one of them is swept, it may pay for both sides
+    splits = {(run.config.privacy.validation_fraction, run.config.data.train, run.config.data.unit) for run in runs}
+    if len(splits) == 1:
         return events
     return [replace(event, side=Side.TRAINING) for event in events]
 

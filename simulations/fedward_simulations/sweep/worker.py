@@ -15,7 +15,7 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -138,8 +138,6 @@ class Bench:
 
 
 def _renamed(bench: Workbench, run_id: str | None) -> Workbench:
-    from dataclasses import replace
-
     if run_id is None:
         return bench
     prepared = bench.prepared
@@ -168,7 +166,9 @@ def _perform(order: Order, bench: Bench, tell: Tell) -> None:
     workbench = bench.lay_out(order, config, run_id=run_id)
     view = _reporter(order, tell)
     if stopped is not None:
-        resume(workbench, stopped, out=order.out, view=view, computing=order.computing)
+        before = {**stopped.checkpoint.extra.get("computing", {}), "device": order.computing.device}
+        computing = replace(Computing.of({}, before=before), processes=order.computing.processes)
+        resume(workbench, stopped, out=order.out, view=view, computing=computing)
     elif not done:
         run(workbench, out=order.out, view=view, computing=order.computing)
     if order.per_site:

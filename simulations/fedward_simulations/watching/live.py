@@ -171,8 +171,9 @@ def _frame(progress: Progress, terminal: ConsoleDimensions) -> Panel:
     rows = panel_rows(progress, width=width - MARGINS, lines=4 if terminal.height >= TALL else 1)
     doing = [Text(progress.doing, no_wrap=True, overflow="ellipsis"), Text()] if progress.doing else []
     room = max(terminal.height - sum(height(row) for row in rows) - len(doing) - 6, 0)  # border, padding, blank, spare
-    notes = [Text(f"· {text}", style=QUIET, no_wrap=True, overflow="ellipsis") for text in progress.notes]
-    below = [Text(), *notes[-room:]] if notes and room else []
+    last = progress.notes[-room:] if room else []
+    notes = [Text(f"· {text}", style=QUIET, no_wrap=True, overflow="ellipsis") for text in last]
+    below = [Text(), *notes] if notes else []
     body = Group(*doing, _grid(rows, room=graph_width(width - MARGINS)), *below)
     title = Text.assemble(*_title(progress))
     return Panel(body, title=title, title_align="left", width=width, padding=(1, 2), border_style=QUIET)

@@ -139,6 +139,7 @@ class Progress:
         self._pace = Pace(())
         self._units: Mapping[str, int] = {}
         self._trained: Mapping[str, int] = {}
+        self._cached = self._uncached = 0  # features that are there, and those still missing
         self._caching_seconds = self._caching_before = 0.0
         self._tick: float | None = None
         self._drawn = 0.0
@@ -148,18 +149,20 @@ class Progress:
         """The run is prepared; what an earlier run in this view left is forgotten."""
         self.config, self._units, self._pace = config, dict(sites), Pace(config.stages)
         self._trained = dict(records)
-        self.records, self.round, self.caches, self.caching, self._speed = [], 0, {}, False, None
+        self.records, self.round, self.caching, self._speed = [], 0, False, None
+        self._forget_caches()
 
     def cache(self, *, site: str, done: int, total: int) -> None:
         """Features of a site; times the passes as they come."""
         now = self._clock()
         known, whole = self.caches.get(site, (0, 1))
         if done < total and known >= whole:  # it was complete: the model below the head moved, and all begin again
-            self.caches, self._caching_seconds, self._caching_before = {}, 0.0, 0.0
+            self._forget_caches()
+            self._caching_seconds = self._caching_before = 0.0
         self._caching_seconds += now - self._tick if self._tick is not None else 0.0
         self._tick = None if done >= total else now
         self.caching = True
-        self.caches[site] = (min(done, total), total)
+        self._count(site, min(done, total), total)
         self._pace.forward_seconds = self._caching_seconds / max(self.cached_share, 1e-9)
 
     def begin_round(self, *, round: int, stage: str, attempt: int, cohort: int) -> None:
@@ -168,7 +171,8 @@ class Progress:
         self.answers, self._drawn = [], 0.0
         self.doing = ""
         if self.partial:
-            self.caches, self._caching_seconds = {}, 0.0
+            self._forget_caches()
+            self._caching_seconds = 0.0
         self._round_began, self._caching_before = self._clock(), self._caching_seconds
 
     def answer(self, *, site: str, outcome: str) -> None:
@@ -230,9 +234,7 @@ class Progress:
         """
         if self.partial:
             return sum(done / max(total, 1) for done, total in self.caches.values()) / max(self.cohort, 1)
-        whole = sum(total for _, total in self.caches.values())
-        whole += sum(units for site, units in self._units.items() if site not in self.caches)
-        return sum(done for done, _ in self.caches.values()) / max(whole, 1)
+        return self._cached / max(self._cached + self._uncached, 1)
 
     @property
     def sites(self) -> int:
@@ -266,6 +268,17 @@ class Progress:
             f"epsilon {rounded_up(value, digits=2)}" for value in spent
         ]
         return "  ".join([f"stopped after round {done}", *words])
+
+    def _forget_caches(self) -> None:
+        self.caches = {}
+        self._cached, self._uncached = 0, sum(self._units.values())
+
+    def _count(self, site: str, done: int, total: int) -> None:
+        # told many times a second, of up to 10,000 sites: sums go along
+        before, whole = self.caches.get(site, (0, self._units.get(site, 0)))
+        self.caches[site] = (done, total)
+        self._cached += done - before
+        self._uncached += (total - done) - (whole - before)
 
     def _inside(self) -> float:
         # seconds of the round at work, without those in which features were computed

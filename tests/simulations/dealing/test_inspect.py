@@ -187,6 +187,19 @@ class TestSuggest:
         config = suggest(summarise(table(6000, {"clinic_no": cycle(1200, 6000)})), "a.csv", site="clinic_no")
         assert config.partition.minimum_units == 1
 
+    def test_what_does_not_fit_into_a_run_file_is_an_error_without_its_text(self) -> None:
+        long = "Jane Roe was seen on the ward for " + "chest pain " * 30
+        columns = {long: table()["note"], "label": table()["label"]}
+        with pytest.raises(DataError, match="columns do not fit") as error:
+            suggest(summarise(columns), "a.csv")
+        assert "Roe" not in f"{error.value} {error.value.hint}" and error.value.__suppress_context__
+        with pytest.raises(DataError, match="path is too long"):
+            suggest(summarise(table()), f"{'far/' * 60}a.csv")
+        with pytest.raises(DataError, match="columns do not fit"):
+            suggest(
+                summarise(table(more={"b": table()["note"], "c": table()["note"]})), "a.csv", text=("note", "b", "c")
+            )
+
     def test_nothing_to_suggest(self) -> None:
         with pytest.raises(DataError, match="free text"):
             suggest(summarise({"a": cycle(3), "label": cycle(2)}), "a.csv")

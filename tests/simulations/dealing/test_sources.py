@@ -65,6 +65,21 @@ def test_the_built_in_data_comes_without_a_file() -> None:
     assert labels.max() < 21
 
 
+@pytest.mark.parametrize(
+    ("data", "what"),
+    [
+        ({"unit": "patient"}, "neither sites nor units"),
+        ({"site": "w"}, "neither sites nor units"),
+        ({"test": "icd10cm:9"}, "data.test"),
+    ],
+)
+def test_the_built_in_data_is_nothing_but_texts_and_labels_to_train_on(data: dict[str, str], what: str) -> None:
+    built_in = quick_config()
+    held = built_in.data.model_copy(update=data)
+    with pytest.raises(ConfigError, match=what):
+        read_source(built_in.model_copy(update={"data": held}))
+
+
 def test_the_built_in_data_needs_its_labels() -> None:
     wrong = demo_config().model_copy(update={"task": RunConfig.model_validate(
         {"task": {"labels": ["a", "b"]}, "data": {"train": "x"}}).task})  # fmt: skip

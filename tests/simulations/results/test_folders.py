@@ -3,6 +3,7 @@ from __future__ import annotations
 import errno
 import os
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 
@@ -140,3 +141,17 @@ def test_a_folder_without_a_run_has_nothing_to_resume(tmp_path: Path) -> None:
     write_summary(tmp_path, {})
     with pytest.raises(OutputError, match="is finished"):
         read_stopped(tmp_path)
+
+
+def test_the_folder_one_stands_in_is_neither_moved_nor_replaced(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "here").mkdir()
+    (tmp_path / "here" / "notes").write_text("x")
+    monkeypatch.chdir(tmp_path / "here")
+    for folder in (Path(), Path(".."), tmp_path):
+        with pytest.raises(OutputError, match="is the folder you are in"):
+            move_aside(folder)
+        with pytest.raises(OutputError, match="is the folder you are in"):
+            write_bundle(folder, cast(Any, None))
+    assert (tmp_path / "here" / "notes").exists()

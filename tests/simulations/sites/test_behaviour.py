@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -53,9 +53,11 @@ class Line:
             poison=lambda site, plan, reply: b"poison for " + plan,
         )  # fmt: skip
 
-    def ask(self, round: int, data: bytes = b"?") -> dict[str, str]:
-        found = self.grid.push_messages([Message(pack(data), n, "train", group_id=str(round)) for n in self.nodes])
-        return dict(zip(NAMES, found, strict=True))
+    def ask(self, round: int, data: bytes = b"?", *, names: Sequence[str] = NAMES) -> dict[str, str]:
+        """Plans go out one by one, as a coordinator sends them."""
+        at = {name: node for node, name in self.nodes.items()}
+        plans = [Message(pack(data), at[name], "train", group_id=str(round)) for name in names]
+        return {name: next(iter(self.grid.push_messages([plan]))) for name, plan in zip(names, plans, strict=True)}
 
     def hear(self, asked: dict[str, str]) -> dict[str, bytes]:
         return {
@@ -81,6 +83,17 @@ class TestSimulatedClock:
         assert clock.now() == 121.0  # at least a second: what was expected within it is seen as well
         clock.sleep(1.0)
         assert clock.now() == 150.0
+
+    def test_moments_are_as_far_apart_whenever_a_run_begins(self) -> None:
+        found = []
+        for start in (1.8e9, 1.8e9 + 12_345.0):
+            clock = SimulatedClock(start)
+            for seconds in (0.1, 1 / 3, 7.7):
+                clock.sleep(seconds)
+            found.append((clock.now() - start, len(repr(clock.now()))))
+        assert found[0] == found[1]
+        clock.forget()
+        assert clock.now() == start + 9.0
 
     def test_within_at_it_is_that_moment(self) -> None:
         clock = SimulatedClock(100.0)
@@ -136,6 +149,23 @@ class TestUnreliable:
         assert line.hear(first).keys() == {name for name, fate in line.fates(7, 1).items() if fate is Fate.ANSWER}
         assert line.hear(first) == {}
         assert line.hear(line.ask(7)).keys() == {n for n, fate in line.fates(7, 2).items() if fate is Fate.ANSWER}
+
+    def test_another_attempt_may_ask_other_sites_and_loses_none_of_them(self) -> None:
+        line = Line(compute_s=30.0)
+        first = line.ask(1, names=["site-1", "site-4"])
+        assert line.hear(first) == {}
+        line.clock.sleep(60.0)
+        second = line.ask(1, names=["site-2", "site-3", "site-1"])
+        line.clock.sleep(60.0)
+        assert set(line.hear(second)) == {"site-2", "site-3", "site-1"}
+        assert [name for name, _ in line.served] == ["site-1", "site-4", "site-2", "site-3", "site-1"]
+
+    def test_nothing_is_expected_of_an_attempt_that_is_over(self) -> None:
+        line = Line(compute_s=30.0, jitter_sigma=1.0)
+        line.hear(line.ask(1))
+        line.grid.let_work()
+        line.clock.sleep(0.2)
+        assert line.clock.now() == pytest.approx(1000.2, abs=1e-6)
 
     def test_a_server_app_runs_over_it_and_the_late_work_when_it_ends(self) -> None:
         line = Line(late=1.0)

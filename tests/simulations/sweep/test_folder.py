@@ -68,6 +68,23 @@ def test_a_changed_run_file_is_noticed_and_new_points_are_counted(tmp_path: Path
         go_on(folder, changed)
 
 
+def test_a_sweep_that_grew_after_a_job_began_says_so_from_then_on(tmp_path: Path) -> None:
+    plan, folder = made(tmp_path)
+    begin(folder, plan)
+    assert not folder.grown
+    more, _ = made(tmp_path, grid='"privacy.epsilon" = [1.0, 3.0, 8.0]')
+    go_on(folder, more)
+    assert not folder.grown, "nothing had begun"
+    done(folder, more.jobs[0])
+    go_on(folder, more)
+    assert not folder.grown, "nothing was added"
+    most, _ = made(tmp_path, grid='"privacy.epsilon" = [1.0, 3.0, 5.0, 8.0]')
+    go_on(folder, most)
+    assert folder.grown
+    go_on(folder, most)
+    assert folder.grown
+
+
 def test_data_that_changed_since_the_sweep_began_is_refused(tmp_path: Path) -> None:
     plan, folder = made(tmp_path)
     begin(folder, plan)

@@ -40,3 +40,14 @@ def test_a_failed_job_is_no_work_done() -> None:
     clock.now = 50.0
     assert progress.left == pytest.approx(2 * 50.0)
     assert (progress.rounds_done, progress.rounds_total) == (10, 30)
+
+
+def test_rounds_of_an_earlier_process_make_nothing_look_fast() -> None:
+    clock = Clock()
+    progress = SweepProgress(rounds={"a": 66, "b": 66}, finished=[], begun={"a": 60}, clock=clock)
+    clock.now = 10.0
+    progress.advance("a", rounds=62)
+    assert progress.left == pytest.approx((4 + 66) * 5.0)
+    clock.now = 30.0
+    progress.end("a", failed=False)
+    assert progress.left == pytest.approx(66 * 5.0)

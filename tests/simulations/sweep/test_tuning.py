@@ -64,6 +64,26 @@ def test_where_the_sides_of_units_move_a_unit_pays_for_both() -> None:
     assert apart.pld_epsilon > same.pld_epsilon
 
 
+def test_where_ids_may_be_others_a_unit_pays_for_both_sides() -> None:
+    def cost(*trains: str) -> Composed:
+        held = ({"train": train} for train in trains)
+        return composed(Spent(config=config(seed=n, data=d), epsilons={"ward": 7.9}) for n, d in enumerate(held))[0]
+
+    apart, same = cost("notes.csv", "sorted.csv"), cost("notes.csv", "notes.csv")
+    assert apart.pld_epsilon is not None
+    assert same.pld_epsilon is not None
+    assert apart.pld_epsilon > same.pld_epsilon
+
+
+def test_runs_that_were_chosen_by_results_have_no_composition_of_events() -> None:
+    held = [Spent(config=config(seed=seed), epsilons={"ward": 7.99}) for seed in range(3)]
+    fixed, grown = composed(held)[0], composed(held, grown=True)[0]
+    assert fixed.pld_epsilon is not None and grown.pld_epsilon is None
+    assert grown.sum_epsilon == fixed.sum_epsilon
+    assert "No composition of their events: runs were added" in sentences([grown], [], per_site=False)[0]
+    assert composed(held[:1], grown=True)[0].pld_epsilon is not None
+
+
 def test_units_at_several_sites_add_up_over_sites() -> None:
     split = config(
         privacy={"unit": "patient"},

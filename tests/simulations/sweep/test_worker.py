@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import threading
+from dataclasses import replace
 from multiprocessing import Pipe
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import pytest
 
 from fedward_common.config import RunConfig
 from fedward_common.errors import OutputError
+from fedward_simulations.engines import Computing, Engine
 from fedward_simulations.sweep import worker
 from fedward_simulations.sweep.plan import Plan
 from fedward_simulations.sweep.worker import Advanced, Bench, Ended, Failed, News, Order, kinship
@@ -94,6 +96,22 @@ def test_a_shared_model_and_data_give_the_same_bits_as_fresh_ones_also_after_a_s
     before = (stopped[0].out / "summary.json").stat().st_mtime_ns
     worker._perform(stopped[0], bench, news.append)
     assert (stopped[0].out / "summary.json").stat().st_mtime_ns == before
+
+
+def test_a_stopped_job_goes_on_with_the_engine_that_it_began_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan, _ = Plan.load(wards(tmp_path, grid='"privacy.epsilon" = [8.0, 2.0]'))
+    order, seen = orders(tmp_path, plan, out="stopped")[0], list[Computing]()
+
+    def stop(item: News) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        worker._perform(replace(order, computing=Computing(engine=Engine.SEQUENTIAL)), Bench(), stop)
+    monkeypatch.setattr("fedward_simulations.run.resume", lambda *_, computing, **__: seen.append(computing))
+    worker._perform(replace(order, computing=Computing(processes=2, device="cpu")), Bench(), stop)
+    assert seen == [Computing(engine=Engine.SEQUENTIAL, processes=2, device="cpu")]
 
 
 def test_a_run_that_may_have_asked_a_site_stays_where_it_is(tmp_path: Path) -> None:

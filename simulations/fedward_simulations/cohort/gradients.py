@@ -25,11 +25,11 @@ from numpy.typing import NDArray
 
 from fedward_simulations.device import onto
 
-__all__ = ["ROWS_OF_A_SITE", "Gradients", "Groups", "Outer", "norms_of", "numbers_within", "silenced", "written_out"]
+__all__ = ["Gradients", "Groups", "Outer", "norms_of", "numbers_within", "rows_at_once", "silenced", "written_out"]
 
 Ints = NDArray[np.int64]
 
-ROWS_OF_A_SITE = 64  # in one matrix product: more would pad what other sites have
+FEW_ROWS = 64  # of a group in one matrix product, where groups are so uneven that more would pad the others
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -133,6 +133,13 @@ class Groups:
     @cached_property
     def _places(self) -> tuple[torch.Tensor, torch.Tensor]:
         return self._where, onto(self._within, self._device)
+
+
+def rows_at_once(groups: Ints) -> int:
+    """How many records of a group go into one matrix product: all, unless that would more than double them."""
+    _, counts = np.unique(groups, return_counts=True)
+    most = int(counts.max(initial=1))
+    return most if most * len(counts) <= 2 * len(groups) else FEW_ROWS
 
 
 def numbers_within(groups: Ints) -> Ints:

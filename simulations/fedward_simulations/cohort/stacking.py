@@ -25,11 +25,11 @@ from fedward_common.adapter import AdapterSpec
 from fedward_common.errors import FedwardError
 from fedward_common.modeling.adapters import AdaptedModel, TrainedLayer
 from fedward_simulations.cohort.gradients import (
-    ROWS_OF_A_SITE,
     Gradients,
     Groups,
     Outer,
     numbers_within,
+    rows_at_once,
     written_out,
 )
 from fedward_simulations.device import onto
@@ -59,7 +59,7 @@ class _Owners:
     @cached_property
     def _blocks(self) -> tuple[Groups, torch.Tensor]:
         # some rows of one site each, so that its weight is read once for all of them
-        numbered = numbers_within(self._owners) // ROWS_OF_A_SITE
+        numbered = numbers_within(self._owners) // rows_at_once(self._owners)
         pairs, where = np.unique(np.stack([self._owners, numbered]), axis=1, return_inverse=True)
         return Groups(where.reshape(-1), device=self._device), onto(pairs[0].copy(), self._device)
 

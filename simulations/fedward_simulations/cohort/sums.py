@@ -15,12 +15,12 @@ from numpy.typing import NDArray
 from fedward_client.training import SUM_BLOCK
 from fedward_common.privacy.mechanism import MARGIN, PrivateSum
 from fedward_simulations.cohort.gradients import (
-    ROWS_OF_A_SITE,
     Gradients,
     Groups,
     Outer,
     norms_of,
     numbers_within,
+    rows_at_once,
     silenced,
 )
 from fedward_simulations.cohort.records import FlatRecords
@@ -129,7 +129,7 @@ class ClippedSums:
                 self._add_to(sites, at, weights @ (part if every else part[places]))
 
     def _add_outer(self, parts: list[tuple[Outer, slice]], factors: torch.Tensor, owners: Ints) -> None:
-        for chosen in _blocks(owners, ROWS_OF_A_SITE) if parts else ():
+        for chosen in _blocks(owners, rows_at_once(owners)) if parts else ():
             sites, where = np.unique(owners[chosen], return_inverse=True)
             rows = onto(chosen, self._device)
             groups = Groups(where, device=self.totals.device, dtype=torch.float64)

@@ -15,7 +15,7 @@ from fedward_common.privacy.mechanism import PrivateMetric, PrivateSum
 from fedward_common.round import Training
 from fedward_simulations.cohort import engine, memory
 from fedward_simulations.cohort.engine import Cohort
-from fedward_simulations.cohort.gradients import ROWS_OF_A_SITE, silenced, written_out
+from fedward_simulations.cohort.gradients import FEW_ROWS, silenced, written_out
 from fedward_simulations.cohort.source import Source
 from fedward_simulations.cohort.stacking import Stack
 from fedward_simulations.cohort.sums import ClippedSums
@@ -279,5 +279,5 @@ def test_metrics_are_of_the_same_bits_whether_features_were_cached_or_not(bench:
 def test_large_sites_train_a_head_together(bench: Workbench, per_unit: int) -> None:
     """More rows of one site than go into one matrix product, beside small sites; the second step has own weights."""
     wanted = training("head", steps=2)
-    works = works_of(bench, (2 * ROWS_OF_A_SITE, 3, 0), wanted, multiplier=1e-6, per_unit=per_unit)
+    works = works_of(bench, (2 * FEW_ROWS, 3, 0), wanted, multiplier=1e-6, per_unit=per_unit)
     assert_same(results(works), [work.done() for work in works])

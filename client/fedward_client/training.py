@@ -26,6 +26,7 @@ from torch import nn
 from fedward_client.data import Records, SiteData
 from fedward_common.adapter import Adapter
 from fedward_common.config import LocalOptimiser
+from fedward_common.errors import PrivacyError
 from fedward_common.modeling.adapters import AdaptedModel
 from fedward_common.modeling.base import Base
 from fedward_common.modeling.tasks.classification import (
@@ -78,6 +79,9 @@ class UnitOptimizer(DPOptimizer):  # type: ignore[misc]
       - Each unit's mean gradient enters the sum with joint L2 norm at most C, however its records were batched.
       - A unit whose gradient is not finite contributes zero, silently.
       - One NaN record changes nothing else: not the other units, not the noise, not the divisor.
+
+    Raises:
+      PrivacyError: gradients have not one row for each record; nothing of them is used.
     """
 
     def __init__(self, optimizer: torch.optim.Optimizer, *, mechanism: PrivateSum) -> None:
@@ -100,6 +104,8 @@ class UnitOptimizer(DPOptimizer):  # type: ignore[misc]
         """Reduce this batch's per-record gradients to units, clip them, and add them to the step's sum."""
         rows = [p.grad_sample.flatten(1).float() for p in self.params]
         self.zero_grad(set_to_none=True)
+        if any(len(part) != len(batch.records) for part in rows):
+            raise PrivacyError("gradients are not of one record each", hint="use another base model")
         if not np.all(batch.shares == 1):  # else every unit is one record, and the rows are the units
             rows = [_reduced(part, batch) for part in rows]
         if self._open is not None:  # the first unit of this batch began in the one before

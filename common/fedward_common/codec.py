@@ -88,6 +88,8 @@ class _UpdateHeader:
         # what Update checks, but while decoding: a signed header out of range is malformed, never an InputError
         hex_digest("plan_id", self.plan_id)
         at_least("nominal_units", self.nominal_units, 1)
+        if self.ledger_head:
+            hex_digest("ledger_head", self.ledger_head)
 
 
 @dataclass(frozen=True, kw_only=True)

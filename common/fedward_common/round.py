@@ -103,6 +103,8 @@ class RoundPlan:
         hex_digest("run_id", self.run_id)
         hex_digest("spec_digest", self.spec_digest)
         hex_digest("adapter_digest", self.adapter_digest)
+        if self.ledger_head:
+            hex_digest("ledger_head", self.ledger_head)
         if not 0 <= self.stage < len(self.terms.stages):
             raise SpecMismatch("the plan names a stage that its terms lack", hint="stages count from 0")
         if self.terms.stages[self.stage].local_steps != self.training.local_steps:
@@ -154,6 +156,8 @@ class Update:
         """Check ranges."""
         hex_digest("plan_id", self.plan_id)
         at_least("nominal_units", self.nominal_units, 1)
+        if self.ledger_head:  # the coordinator keeps it, signs it back and shows it to others: no words in it
+            hex_digest("ledger_head", self.ledger_head)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -104,7 +104,7 @@ def plans(draw: st.DrawFn) -> tuple[RoundPlan, Adapter]:
         weights=draw(st.sampled_from(Weights)),
         expires_at=draw(finite),
         site=draw(st.just("") | names),
-        ledger_head=draw(st.just("") | names),
+        ledger_head=draw(st.just("") | digests),
         states_min_sites=draw(st.integers(1, 10**6)),
     )
     return plan, start
@@ -153,15 +153,16 @@ events = st.builds(
     st.none() | st.builds(MetricSums, correct=finite, units=finite, loss=finite),
     st.integers(1, 2**70),
     names,
+    st.just("") | digests,
 )
 @settings(deadline=None, max_examples=60)
 def test_an_update_comes_back_equal(
-    vector: Any, plan_id: str, done: list[GaussianSum], metrics: MetricSums | None, units: int, head: str
+    vector: Any, plan_id: str, done: list[GaussianSum], metrics: MetricSums | None, units: int, waiver: str, head: str
 ) -> None:
     sent = Update(
         plan_id=plan_id,
         delta=Adapter(spec=HEAD, vector=vector),  # NaN and infinity included: admission counts them
-        guarantee=Guarantee(unit=Unit.PATIENT, delta=1e-5, events=tuple(done), waivers=(head,)),
+        guarantee=Guarantee(unit=Unit.PATIENT, delta=1e-5, events=tuple(done), waivers=(waiver,)),
         nominal_units=units,
         metrics=metrics,
         ledger_head=head,
@@ -323,6 +324,8 @@ def test_a_plan_in_another_spelling_is_refused_although_the_key_is_right(data: b
         (b'"sampling_rate":0.5', b'"sampling_rate":0.0'),
         (b'"waivers":[]', b'"waivers":{}'),
         (b'"ledger_head":""', b'"ledger_head":"\\ud800"'),
+        (b'"ledger_head":""', b'"ledger_head":"Jane Roe"'),
+        (b'"ledger_head":""', b'"ledger_head":"' + b"AB" * 32 + b'"'),
         (b'"plan_id":"', b'"plan_id":"x'),
     ],
 )

@@ -24,6 +24,7 @@ from torch.nn import functional
 from fedward_common.adapter import Adapter, AdapterSpec, Vector
 from fedward_common.config import AdapterConfig, Method, Pooling
 from fedward_common.errors import ModelError, SpecMismatch
+from fedward_common.modeling.apart import check_records_apart
 from fedward_common.modeling.base import Base
 from fedward_common.privacy.randomness import public_gaussian
 
@@ -158,9 +159,10 @@ def adapt(base: Base, config: AdapterConfig, *, classes: int, public_seed: int) 
     Guarantees:
       - The adapted model starts as the base: B (or R) is zero.
       - The same base, config, classes and seed give the same tensors, at every site.
+      - Wherever a trained layer is called, each record has a row of its own: see ``apart``.
 
     Raises:
-      ModelError: no module of the encoder has a target's name, or the rank is too large.
+      ModelError: no module of the encoder has a target's name, the rank is too large, or records are mixed.
     """
     encoder = _wrap(base, config)
     for name, layer in _adapted_layers(encoder).items():
@@ -168,7 +170,11 @@ def adapt(base: Base, config: AdapterConfig, *, classes: int, public_seed: int) 
     head = nn.Linear(base.hidden_size, classes)
     nn.init.zeros_(head.weight)
     nn.init.zeros_(head.bias)
-    return AdaptedModel(base, encoder, head, config).train()
+    model = AdaptedModel(base, encoder, head, config).train()
+    layers = [layer.linear for layer in model.trained_layers(("adapter",))]
+    pad_id = base.tokenizer.pad_token_id or 0
+    check_records_apart(encoder, layers, pad_id=pad_id, most_tokens=base.max_tokens)
+    return model
 
 
 def _wrap(base: Base, config: AdapterConfig) -> PeftModel:

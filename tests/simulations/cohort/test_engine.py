@@ -232,7 +232,9 @@ def test_sizes_do_not_depend_on_what_was_drawn_or_what_is_free(
     assert found[0].bit_count() == 1
 
 
-def test_a_base_that_mixes_records_falls_back_and_says_so(bench: Workbench, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_base_that_mixes_records_falls_back_and_says_so_and_sites_refuse_it(
+    bench: Workbench, monkeypatch: pytest.MonkeyPatch
+) -> None:
     works = works_of(bench, (5, 6), training("adapter"), multiplier=ALMOST_NONE)
     model = bench.prepared.model
     honest = type(model).features
@@ -243,7 +245,8 @@ def test_a_base_that_mixes_records_falls_back_and_says_so(bench: Workbench, monk
 
     monkeypatch.setattr(type(model), "features", unpadded)
     said = Complaints()
-    Cohort(note=said).compute(works)
+    found = Cohort(note=said).compute(works)
+    assert [str(error) for error in found] == ["gradients are not of one record each"] * 2
     assert said == ["the base model mixes the records of a batch before a trained layer: sites are computed one by one"]
 
 

@@ -1,11 +1,13 @@
 """Which updates count, and why not. Whatever a site sends, the worst it can do is not to count.
 
-Every refusal of the coordinator has a typed reason; a run goes on. Nothing here trusts a site's word about its weight:
-weights are equal, or proportional to a declared number that is capped.
+Every refusal of the coordinator has a typed reason; a run goes on. Weights are equal, or proportional to a number that
+the site itself declares: then its weight is its own word. That number is capped, and is the same in all rounds of a
+run; whether it is true is not found out.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import astuple, dataclass, field
 from enum import StrEnum
 
@@ -35,6 +37,7 @@ class Drop(StrEnum):
     OTHER_GUARANTEE = "other_guarantee"  # of another unit or delta than the plan's terms
     DUPLICATE = "duplicate"  # the site was already counted in this round
     NOT_FINITE = "not_finite"  # NaN or infinity in tensors or metrics
+    OTHER_UNITS = "other_units"  # declares another number of units than in its first counted update of the run
     TOO_LARGE = "too_large"  # norm, metrics or declared units beyond the limits
     NO_ANSWER = "no_answer"  # an error from the transport, or silence until the deadline
     LATE = "late"  # after the deadline
@@ -43,11 +46,15 @@ class Drop(StrEnum):
 
 @dataclass(kw_only=True)
 class Admission:
-    """The doorkeeper of one round. It remembers who was counted, nothing of what was sent."""
+    """The doorkeeper of one round. It remembers who was counted, nothing of what was sent.
+
+    ``declared`` is the number of units that each site declared before, by name, where weights follow from it.
+    """
 
     plan: RoundPlan
     spec: AdapterSpec
     max_norm: float
+    declared: Mapping[str, int] = field(default_factory=dict)
     counted: set[str] = field(default_factory=set)
 
     def admit(self, site: str, data: bytes, *, key: Ed25519PublicKey | None) -> Update | Refusal | Drop:
@@ -73,7 +80,7 @@ class Admission:
             return Drop.SPEC_MISMATCH
         except MalformedMessage:
             return Drop.MALFORMED
-        verdict = self._judge_refusal(reply) if isinstance(reply, Refusal) else self._judge(reply)
+        verdict = self._judge_refusal(reply) if isinstance(reply, Refusal) else self._judge(reply, of=site)
         if not isinstance(verdict, Drop):
             self.counted.add(site)
         return verdict
@@ -82,7 +89,7 @@ class Admission:
         # a site that could read no plan names none
         return refusal if refusal.plan_id in (self.plan.plan_id, NO_PLAN) else Drop.WRONG_PLAN
 
-    def _judge(self, update: Update) -> Update | Drop:
+    def _judge(self, update: Update, *, of: str) -> Update | Drop:
         if update.plan_id != self.plan.plan_id:
             return Drop.WRONG_PLAN
         if (update.guarantee.unit, update.guarantee.delta) != (self.plan.terms.unit, self.plan.terms.delta):
@@ -99,6 +106,8 @@ class Admission:
             return Drop.TOO_LARGE
         if update.delta.l2_norm() > self.max_norm or update.nominal_units > MAX_NOMINAL_UNITS:
             return Drop.TOO_LARGE
+        if update.nominal_units != self.declared.get(of, update.nominal_units):
+            return Drop.OTHER_UNITS
         return update
 
 

@@ -1,8 +1,9 @@
 """Which sites keep failing, and who may be asked because of it. Numbers by name; no messages, no clock.
 
 A site that sent no update in so many attempts in a row that it was asked in is set aside: it is asked again in every
-tenth attempt only, until it sends one; or once, as soon as it is back, where it was away. A refusal is no update. This
-decides who is asked, so it is kept in checkpoints: a resumed run asks whom the stopped one would have asked.
+tenth attempt only, until it sends one; or once, as soon as it is back, where it was away. Who comes and goes without
+ever sending an update is not welcomed again. A refusal is no update. The counts decide who is asked, so they are kept
+in checkpoints: a resumed run asks whom the stopped one would have asked, but for one welcome more.
 
 Example:
     >>> attendance = Attendance(limit=2)
@@ -33,11 +34,13 @@ class Attendance:
       - At least ``minimum`` sites are invited where so many are connected.
       - A site that is set aside has its turn in every tenth attempt.
       - A site that was set aside, went away and came back is asked again at once; one more failure sets it aside again.
+      - After such a welcome there is no other one until the site has sent an update: its turn is the tenth attempt.
     """
 
     limit: int
     missed: dict[str, int] = field(default_factory=dict)
     _away: set[str] = field(default_factory=set)
+    _welcomed: set[str] = field(default_factory=set)
 
     @property
     def aside(self) -> tuple[str, ...]:
@@ -79,11 +82,13 @@ class Attendance:
             self.missed[name] = self.missed.get(name, 0) + 1
         for name in updated:
             self.missed.pop(name, None)
+        self._welcomed -= updated
         return tuple(name for name in self.aside if name not in before)
 
     def _welcome(self, here: Set[str]) -> None:
-        for name in self._away & here:
+        for name in (self._away & here) - self._welcomed:
             self.missed[name] = self.limit - 1
+            self._welcomed.add(name)
         self._away = set(self.aside) - here
 
     def _is_aside(self, name: str) -> bool:

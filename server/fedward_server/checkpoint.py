@@ -5,7 +5,8 @@
 A folder is written under another name, fsynced, and renamed into place; every file's digest is in state.json. Where the
 round was saved before, the old folder steps aside (``.round-0007.old``) and goes once the new one is in its place.
 ``heads`` is the last ledger head of each site, which goes back to it in the next plan; ``missed`` the attempts that a
-failing site has missed. ``extra`` is the caller's own JSON (the simulator keeps its virtual sites' ledgers there).
+failing site has missed, ``units`` the number of units that each site declared first. ``extra`` is the caller's own JSON
+(the simulator keeps its virtual sites' ledgers there).
 There is no random state: the coordinator draws cohorts alone, each from (seed, round, attempt).
 """
 
@@ -43,6 +44,7 @@ class Checkpoint:
     heads: dict[str, str]
     extra: dict[str, Any]
     missed: dict[str, int] = field(default_factory=dict)
+    units: dict[str, int] = field(default_factory=dict)
 
 
 class Checkpoints:
@@ -60,6 +62,7 @@ class Checkpoints:
         heads: Mapping[str, str],
         extra: dict[str, Any],
         missed: Mapping[str, int] = NOBODY,
+        units: Mapping[str, int] = NOBODY,
     ) -> None:
         """Write a checkpoint and forget all but the newest two.
 
@@ -77,8 +80,8 @@ class Checkpoints:
             shutil.rmtree(draft, ignore_errors=True)
             _make_durably(self._folder)
             draft.mkdir()
-            also = {"run_id": run_id, "heads": dict(heads), "missed": dict(missed), "extra": extra}
-            _write(draft, state, also)
+            numbers = {"missed": dict(missed), "units": dict(units)}
+            _write(draft, state, {"run_id": run_id, "heads": dict(heads), **numbers, "extra": extra})
             self._put_in_place(draft, target)
         except OSError as error:
             shutil.rmtree(draft, ignore_errors=True)
@@ -179,7 +182,8 @@ def _read(folder: Path, spec: AdapterSpec) -> Checkpoint:
         state=state,
         heads=dict(content["heads"]),
         extra=content["extra"],
-        missed=dict(content.get("missed", {})),  # not in the first checkpoints of version 1
+        missed=dict(content.get("missed", {})),  # neither is in the first checkpoints of version 1
+        units=dict(content.get("units", {})),
     )
 
 

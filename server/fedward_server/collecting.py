@@ -90,6 +90,7 @@ class Attempt:
     refused: Counter[str] = field(default_factory=Counter)
     dropped: Counter[str] = field(default_factory=Counter)
     heads: dict[str, str] = field(default_factory=dict)
+    units: dict[str, int] = field(default_factory=dict)
     asked: set[str] = field(default_factory=set)
     spared: set[str] = field(default_factory=set)
 
@@ -211,6 +212,7 @@ class Collector:
     def _fold(self, name: str, update: Update) -> None:
         self.attempt.fold.add(update, weight=weight_of(update, self.weights))
         self.attempt.heads[name] = update.ledger_head
+        self.attempt.units[name] = update.nominal_units
         self.told(name, "update")
 
     def _close(self, rest: Sequence[Addressee]) -> None:

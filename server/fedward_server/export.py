@@ -111,6 +111,7 @@ def _peft_config(adapter: Adapter, bundle: Bundle) -> dict[str, Any]:
     }
 
 
+SITES_MEASURED = "over the sites' validation units, of the adapter that the last round began with"
 MEASURED = {
     "accuracy": "accuracy (coordinator's evaluation data)",
     "macro_f1": "macro F1",
@@ -155,7 +156,7 @@ def _measured(summary: Mapping[str, Any]) -> str:
     rows = [(text, summary[key]) for key, text in MEASURED.items() if key in summary]
     sites = summary.get("site_metrics") or {}
     if "accuracy" in sites:
-        rows.append(("accuracy over the sites' validation units (noisy, inside the guarantee)", sites["accuracy"]))
+        rows.append((f"accuracy {SITES_MEASURED} (noisy, inside the guarantee)", sites["accuracy"]))
     return "".join(f"| {text} | {value:.4f} |\n" for text, value in rows)
 
 

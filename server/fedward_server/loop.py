@@ -19,8 +19,9 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 from flwr.app import Message
 from flwr.serverapp import Grid
 
+from fedward_common.adapter import AdapterSpec
 from fedward_common.codec import PlanParts, PlanWriter, key_fingerprint
-from fedward_common.config import RunConfig
+from fedward_common.config import RunConfig, Weights
 from fedward_common.errors import InputError, RoundAbandoned, RunStopped
 from fedward_common.round import Aggregate, Fold, RoundPlan, RoundRecord, Training
 from fedward_common.wire import pack, unpack
@@ -30,7 +31,7 @@ from fedward_server.bundle import Bundle
 from fedward_server.checkpoint import Checkpoints
 from fedward_server.collecting import Addressee, Attempt, Collector, PostError
 from fedward_server.evaluation import Evaluator
-from fedward_server.records import RoundLog, write_witness
+from fedward_server.records import RoundLog, read_witness, write_witness
 from fedward_server.state import State, advance
 
 __all__ = ["Coordinator", "EnrolledSite", "Observer", "plan_for", "stage_of"]
@@ -160,15 +161,18 @@ class Coordinator:
 
     ``sites`` maps Flower's node ids to enrolled sites; nobody else is asked. ``heads`` holds the last ledger head of
     each site by name: it goes back to the site in the next plan, so that a ledger that was set back shows. ``missed``
-    counts the attempts that each failing site has missed; both begin as the checkpoint has them. ``witness`` is a file
-    that keeps the heads for a site that has to reconcile its ledger; a simulation needs none. ``extra`` is asked for
-    JSON to keep in each checkpoint and ``spent`` for the largest epsilon over sites, where the caller knows it.
-    ``stopping`` is asked, often, whether to stop.
+    counts the attempts that each failing site has missed, and ``units`` is the number of units that each site declared
+    in its first counted update; all three begin as the checkpoint has them. ``witness`` is a file that keeps the heads
+    for a site that has to reconcile its ledger; it is written after every attempt, so a head in it is newer than the
+    checkpoint's. A simulation needs none. ``extra`` is asked for JSON to keep in each checkpoint and ``spent`` for the
+    largest epsilon over sites, where the caller knows it. ``stopping`` is asked, often, whether to stop.
 
     Guarantees:
       - Memory does not grow with the number of sites: one update and one sum at a time.
       - After each finished round the checkpoint and the round's record are on disk before the next plan is sent.
       - A round ends: it waits for sites, and for answers, no longer than the deadline each.
+      - A head that was once written into the witness stays in it until there is a newer one of that key.
+      - Where weights are declared numbers, a site's weight is the same in all rounds.
     """
 
     bundle: Bundle
@@ -180,6 +184,7 @@ class Coordinator:
     log: RoundLog
     heads: dict[str, str] = field(default_factory=dict)
     missed: dict[str, int] = field(default_factory=dict)
+    units: dict[str, int] = field(default_factory=dict)
     witness: Path | None = None
     extra: Callable[[], dict[str, Any]] = dict
     spent: Callable[[], float | None] = lambda: None
@@ -193,7 +198,11 @@ class Coordinator:
         Raises:
           RoundAbandoned: a round found too few answers, also after every retry. The last checkpoint stands.
           RunStopped: ``stopping`` said so. The last checkpoint stands.
+          OutputError: the witness is damaged or of another run; it is as it was.
         """
+        for site in self.sites.values():
+            if head := self._witnessed.get(key_fingerprint(site.key)):
+                self.heads[site.name] = head
         while state.finished < self.bundle.config.total_rounds:
             state = self._round(_FlowerPost(grid=grid), state)
         return state
@@ -241,6 +250,10 @@ class Coordinator:
     def _attendance(self) -> Attendance:
         return Attendance(limit=self.bundle.config.rounds.set_aside_after, missed=self.missed)
 
+    @cached_property
+    def _witnessed(self) -> dict[str, str]:
+        return read_witness(self.witness, run_id=self.bundle.run_id) if self.witness else {}
+
     def _attempt(self, post: _FlowerPost, state: State, plan: RoundPlan, number: int, nodes: Sequence[int]) -> Attempt:
         stage = plan.terms.stages[plan.stage].name
         self.observer.round_started(round=plan.round, stage=stage, attempt=number, cohort=len(nodes))
@@ -249,8 +262,8 @@ class Coordinator:
         collector = Collector(
             post=post,
             plans=self._writer(plan, state),
-            admission=Admission(plan=plan, spec=spec, max_norm=self.bundle.config.server.max_update_norm),
-            weights=self.bundle.config.server.weights,
+            admission=self._admission(plan, spec),
+            weights=plan.weights,
             goal=self.bundle.config.rounds.goal,
             clock=self.clock,
             pause=self._pause,
@@ -264,6 +277,10 @@ class Coordinator:
             self._remember(plan, result)
         self._take_attendance(result)
         return result
+
+    def _admission(self, plan: RoundPlan, spec: AdapterSpec) -> Admission:
+        declared = self.units if plan.weights is Weights.NOMINAL else {}
+        return Admission(plan=plan, spec=spec, max_norm=self.bundle.config.server.max_update_norm, declared=declared)
 
     def _cohort(self, nodes: Sequence[int], round: int, attempt: int) -> list[int]:
         config = self.bundle.config
@@ -282,18 +299,20 @@ class Coordinator:
         writer = PlanWriter(state.adapter, key=self.key)
 
         def parts(site: Addressee) -> PlanParts:
-            head = self.heads.get(site.name, "")
-            return writer.parts(plan.addressed_to(key_fingerprint(site.key), ledger_head=head))
+            fingerprint = key_fingerprint(site.key)
+            head = self.heads.get(site.name) or self._witnessed.get(fingerprint, "")
+            return writer.parts(plan.addressed_to(fingerprint, ledger_head=head))
 
         return parts
 
     def _remember(self, plan: RoundPlan, result: Attempt) -> None:
         # after every attempt, also one that was abandoned or stopped: its updates have left the sites
         self.heads.update(result.heads)
+        self.units = {**result.units, **self.units}  # what a site said first holds
         if self.witness:
             known = {key_fingerprint(site.key): self.heads.get(site.name) for site in self.sites.values()}
-            heads = {site: head for site, head in known.items() if head}
-            write_witness(self.witness, run_id=self.bundle.run_id, terms=plan.terms, heads=heads)
+            self._witnessed.update({site: head for site, head in known.items() if head})
+            write_witness(self.witness, run_id=self.bundle.run_id, terms=plan.terms, heads=self._witnessed)
 
     def _take_attendance(self, result: Attempt) -> None:
         for name in self._attendance.note(asked=result.asked, updated=result.updated, spared=result.spared):
@@ -306,7 +325,12 @@ class Coordinator:
         after = advance(state, aggregate, optimiser=config.server.optimiser, learning_rate=rate)
         self._note(plan, attempt, result, after, aggregate)
         self.checkpoints.save(
-            after, run_id=self.bundle.run_id, heads=self.heads, missed=self.missed, extra=self.extra()
+            after,
+            run_id=self.bundle.run_id,
+            heads=self.heads,
+            missed=self.missed,
+            units=self.units,
+            extra=self.extra(),
         )
         return after
 

@@ -17,12 +17,13 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 
-from fedward_common.errors import OutputError
+from fedward_common.checks import hex_digest
+from fedward_common.errors import InputError, OutputError
 from fedward_common.files import rewrite, rewrite_json, sync_folder
 from fedward_common.privacy.guarantee import PrivacyTerms
 from fedward_common.round import RoundRecord
 
-__all__ = ["RoundLog", "write_witness"]
+__all__ = ["RoundLog", "read_witness", "write_witness"]
 
 WITNESS_SCHEMA = 1
 
@@ -83,6 +84,26 @@ def write_witness(path: Path, *, run_id: str, terms: PrivacyTerms, heads: Mappin
     """
     content = {"heads": dict(heads), "run_id": run_id, "schema": WITNESS_SCHEMA, "terms": terms.to_json()}
     rewrite_json(path, content)
+
+
+def read_witness(path: Path, *, run_id: str) -> dict[str, str]:
+    """The ledger heads in a witness that ``write_witness`` wrote, by fingerprint; none where there is no file.
+
+    Raises:
+      OutputError: it cannot be read, is damaged, or is of another run. What it knew must not be replaced unseen.
+    """
+    try:
+        row = json.loads(path.read_bytes())
+        if (row["schema"], row["run_id"]) != (WITNESS_SCHEMA, run_id):
+            raise ValueError
+        return {hex_digest("a site", site): hex_digest("a head", head) for site, head in row["heads"].items()}
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, InputError):
+        raise OutputError(
+            f"{path.name} is no witness of this run",
+            hint=f"restore {path} from a backup, or move it aside and keep it: a new one knows less, then resume",
+        ) from None
 
 
 def _round_of(line: str) -> float:

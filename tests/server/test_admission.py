@@ -132,6 +132,15 @@ def test_metrics_too_large_to_add_up_are_dropped(value: float) -> None:
         assert admit(encode_reply(update, key=KEY), ASKING) is Drop.TOO_LARGE
 
 
+def test_a_site_that_declares_another_number_of_units_than_before_does_not_count() -> None:
+    door = replace(admission(), declared={"site-1": 500})
+    other = encode_reply(update_for(PLAN, nominal_units=501), key=KEY)
+    assert door.admit("site-1", other, key=PUBLIC) is Drop.OTHER_UNITS
+    assert isinstance(door.admit("site-2", other, key=PUBLIC), Update)
+    same = encode_reply(update_for(PLAN, nominal_units=500), key=KEY)
+    assert isinstance(door.admit("site-1", same, key=PUBLIC), Update)
+
+
 def test_duplicate() -> None:
     door, data = admission(), encode_reply(update_for(PLAN), key=KEY)
     assert isinstance(door.admit("site-1", data, key=PUBLIC), Update)

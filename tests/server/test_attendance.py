@@ -93,3 +93,20 @@ def test_a_site_that_was_set_aside_went_away_and_came_back_is_asked_again_at_onc
     attendance.note(asked={"a", "b"}, updated={"a"}, spared=set())
     assert attendance.aside == ("b",), "one more failure sets it aside again"
     assert attendance.invited({1: "a", 2: "b"}, minimum=1) == [1]
+
+
+def test_a_site_that_comes_and_goes_is_welcomed_once_until_it_has_sent_an_update_again() -> None:
+    attendance = Attendance(limit=2)
+    asked = []
+    for attempt in range(1, 31):
+        attendance.invited({1: "a"}, minimum=1)  # b is away for one look
+        nodes = attendance.invited({1: "a", 2: "b"}, minimum=1)
+        asked += [attempt] if 2 in nodes else []
+        attendance.note(asked={"a", *(["b"] if 2 in nodes else [])}, updated={"a"}, spared=set())
+    assert asked == [1, 2, 3, 13, 23], "twice before it was set aside, once welcomed, then every tenth attempt"
+    attendance.note(asked={"b"}, updated={"b"}, spared=set())
+    for _ in range(2):
+        attendance.note(asked={"b"}, updated=set(), spared=set())
+    assert attendance.invited({1: "a", 2: "b"}, minimum=1) == [1]
+    attendance.invited({1: "a"}, minimum=1)
+    assert attendance.invited({1: "a", 2: "b"}, minimum=1) == [1, 2], "it had sent an update since"

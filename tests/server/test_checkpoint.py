@@ -226,6 +226,18 @@ def test_what_sites_have_missed_comes_back_and_was_not_in_the_first_checkpoints(
     assert checkpoints.latest(SPEC).missed == {}
 
 
+def test_what_sites_declared_comes_back_and_was_not_in_the_first_checkpoints(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(state_after(1), run_id="cd" * 32, heads=HEADS, units={"a": 500}, extra=EXTRA)
+    assert checkpoints.latest(SPEC).units == {"a": 500}
+    file = tmp_path / "round-0001" / "state.json"
+    content = json.loads(file.read_text())["content"]
+    del content["units"]
+    digest = hashlib.sha256(json.dumps(content).encode()).hexdigest()
+    file.write_text(json.dumps({"sha256": digest, "content": content}))
+    assert checkpoints.latest(SPEC).units == {}
+
+
 def test_files_are_on_disk_before_the_rename_and_the_folder_after(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -11,11 +11,12 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from flwr.app import ConfigRecord, Error, Message, RecordDict
 
 from fedward_common.adapter import Adapter
 from fedward_common.codec import encode_plan, encode_reply, key_fingerprint
-from fedward_common.errors import FedwardError, InputError, RoundAbandoned, RunStopped
+from fedward_common.errors import FedwardError, InputError, OutputError, RoundAbandoned, RunStopped
 from fedward_common.privacy.guarantee import PrivacyTerms
 from fedward_common.round import Code, Fold, Refusal, RoundPlan, Update
 from fedward_common.wire import pack
@@ -138,6 +139,35 @@ def test_nominal_weights_are_the_declared_numbers(tmp_path: Path) -> None:
         FakeGrid({1000: heavy, 1001: honest(value=0.0)}), State.initial(START)
     )
     np.testing.assert_allclose(end.adapter.vector[:6] - START.vector[:6], 4.0 * 30 / 40, rtol=1e-6)
+
+
+def declaring(*units: int) -> Site:
+    """A site that declares these numbers of units, one a round."""
+    return lambda asked: [pack(reply_bytes(asked, nominal_units=units[asked.plan.round - 1]))]
+
+
+def test_under_nominal_weights_a_site_keeps_the_number_that_it_first_declared(tmp_path: Path) -> None:
+    bundle = bundle_of(server={"optimiser": "sgd", "learning_rate": 1.0, "weights": "nominal"})
+    coordinator = coordinator_of(tmp_path, bundle, nodes=NODES)
+    coordinator.run(grid_of(declaring(30, 100_000_000, 31, 30)), State.initial(START))
+    assert [(row["replied"], row["dropped"]) for row in lines(tmp_path)] == [
+        (3, {}),
+        (2, {"other_units": 1}),
+        (2, {"other_units": 1}),
+        (3, {}),
+    ]
+    units = coordinator.checkpoints.latest(SPEC).units
+    assert units == {"site-1000": 30, "site-1001": 10, "site-1002": 10}
+    resumed = coordinator_of(tmp_path, bundle, nodes=NODES, units=units)
+    resumed.run(grid_of(declaring(31, 31, 31, 31)), State.initial(START))
+    rows = lines(tmp_path)[4:]
+    assert [row["dropped"] for row in rows] == [*[{"other_units": 1}] * 3, {}], "and then it is set aside"
+    assert rows[-1]["cohort"] == 2
+
+
+def test_under_equal_weights_a_declared_number_weighs_nothing_and_may_change(tmp_path: Path) -> None:
+    coordinator_of(tmp_path, bundle_of(), nodes=NODES).run(grid_of(declaring(30, 31, 32, 33)), State.initial(START))
+    assert [row["replied"] for row in lines(tmp_path)] == [3, 3, 3, 3]
 
 
 def test_a_run_continues_from_any_checkpoint_to_the_same_end(tmp_path: Path) -> None:
@@ -332,6 +362,80 @@ def test_a_plan_is_addressed_and_brings_the_last_head_back_also_after_a_resume(t
     assert (witness["schema"], witness["run_id"]) == (1, plans[0].run_id)
     assert [plan.ledger_head for plan in plans] == ["", *(f"{n:064x}" for n in (1, 2, 3))]
     assert list(coordinator.checkpoints.latest(end.adapter.spec).heads.values()) == [f"{4:064x}"]
+
+
+PAIR = {
+    NODES[0]: EnrolledSite(name="a", key=KEY.public_key()),
+    NODES[1]: EnrolledSite(name="b", key=OTHER_KEY.public_key()),
+}
+
+
+def heading(head: int, key: Ed25519PrivateKey = KEY) -> Site:
+    """An honest site whose ledger has this head."""
+    return lambda asked: [pack(reply_bytes(asked, key=key, ledger_head=f"{head:064x}"))]
+
+
+def test_a_head_that_only_the_witness_knows_comes_back_in_the_next_plan_after_a_resume(tmp_path: Path) -> None:
+    bundle = bundle_of(stages=ONE_ROUND, rounds={"minimum": 2, "retries": 0, "deadline_s": 10.0})
+    witness = tmp_path / "witness.json"
+    broken = coordinator_of(tmp_path, bundle, nodes=(), sites=PAIR, witness=witness)
+    with pytest.raises(RoundAbandoned):  # the update of a has left the site, and no checkpoint was written
+        broken.run(FakeGrid({NODES[0]: heading(7), NODES[1]: silent}), State.initial(START))
+    grid = FakeGrid({NODES[0]: heading(8), NODES[1]: heading(9, OTHER_KEY)})
+    resumed = coordinator_of(tmp_path, bundle, nodes=(), sites=PAIR, witness=witness, heads={"a": f"{3:064x}"})
+    resumed.run(grid, State.initial(START))
+    assert {node: plan.ledger_head for node, plan, _ in grid.plans} == {NODES[0]: f"{7:064x}", NODES[1]: ""}
+
+
+def test_a_witness_never_drops_a_site_also_where_it_was_revoked(tmp_path: Path) -> None:
+    bundle, witness = bundle_of(stages=ONE_ROUND), tmp_path / "witness.json"
+    both = FakeGrid({NODES[0]: heading(7), NODES[1]: heading(8, OTHER_KEY)})
+    coordinator_of(tmp_path, bundle, nodes=(), sites=PAIR, witness=witness).run(both, State.initial(START))
+    sites = dict(PAIR)
+    later = coordinator_of(tmp_path, bundle, nodes=(), sites=sites, witness=witness)
+    del sites[NODES[1]]  # revoked
+    later.run(FakeGrid({NODES[0]: heading(9)}), State.initial(START))
+    a, b = (key_fingerprint(site.key) for site in PAIR.values())
+    assert json.loads(witness.read_text())["heads"] == {a: f"{9:064x}", b: f"{8:064x}"}
+
+
+def test_a_site_that_is_revoked_while_the_run_goes_on_stays_in_the_witness(tmp_path: Path) -> None:
+    sites, witness = dict(PAIR), tmp_path / "witness.json"
+
+    def last_words(asked: Asked) -> list[Answer]:
+        if asked.plan.round == 2:
+            del sites[NODES[1]]
+        return heading(7)(asked)
+
+    grid = FakeGrid({NODES[0]: last_words, NODES[1]: heading(8, OTHER_KEY)})
+    coordinator_of(tmp_path, bundle_of(), nodes=(), sites=sites, witness=witness).run(grid, State.initial(START))
+    assert set(json.loads(witness.read_text())["heads"]) == {key_fingerprint(site.key) for site in PAIR.values()}
+
+
+def test_a_key_that_comes_back_under_another_name_while_the_run_goes_on_gets_its_head(tmp_path: Path) -> None:
+    bundle, witness = bundle_of(stages=[ONE_ROUND[0] | {"rounds": 2}]), tmp_path / "witness.json"
+    both = FakeGrid({NODES[0]: heading(7), NODES[1]: heading(8, OTHER_KEY)})
+    first = coordinator_of(tmp_path, bundle_of(stages=ONE_ROUND), nodes=(), sites=PAIR, witness=witness)
+    first.run(both, State.initial(START))
+    sites = {NODES[0]: PAIR[NODES[0]]}
+
+    def enrols(asked: Asked) -> list[Answer]:
+        sites[NODES[1]] = EnrolledSite(name="b-again", key=OTHER_KEY.public_key())
+        return heading(9)(asked)
+
+    grid = FakeGrid({NODES[0]: enrols, NODES[1]: heading(10, OTHER_KEY)})
+    coordinator_of(tmp_path, bundle, nodes=(), sites=sites, witness=witness).run(grid, State.initial(START))
+    assert [plan.ledger_head for node, plan, _ in grid.plans if node == NODES[1]] == [f"{8:064x}"]
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"schema": 1, "run_id": "ab", "heads": {}, "terms": {}}'])
+def test_a_witness_that_cannot_be_believed_ends_the_run_before_a_plan_and_stays(tmp_path: Path, content: str) -> None:
+    witness, grid = tmp_path / "witness.json", grid_of()
+    witness.write_text(content)
+    with pytest.raises(OutputError, match=r"witness\.json is no witness of this run") as caught:
+        coordinator_of(tmp_path, bundle_of(), nodes=NODES, witness=witness).run(grid, State.initial(START))
+    assert "move it aside" in caught.value.hint
+    assert (witness.read_text(), grid.plans) == (content, [])
 
 
 def test_a_second_answer_to_one_message_does_not_count(tmp_path: Path) -> None:

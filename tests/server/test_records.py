@@ -10,7 +10,7 @@ import pytest
 
 from fedward_common.errors import OutputError
 from fedward_common.round import RoundRecord
-from fedward_server.records import RoundLog, write_witness
+from fedward_server.records import RoundLog, read_witness, write_witness
 from support.nouns import plan_from
 
 
@@ -118,6 +118,28 @@ def test_a_diary_that_cannot_be_written_is_an_error_with_a_hint(
                 log.append(record(3)) if call == "open" else log.rewind(finished=1)
             assert caught.value.hint
         assert path.read_bytes() == before
+
+
+def test_the_heads_of_a_witness_are_read_back_and_none_where_there_is_no_file(tmp_path: Path) -> None:
+    path, heads = tmp_path / "witness.json", {"ab" * 32: "cd" * 32}
+    assert read_witness(path, run_id="12" * 32) == {}
+    write_witness(path, run_id="12" * 32, terms=plan_from().terms, heads=heads)
+    assert read_witness(path, run_id="12" * 32) == heads
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"run_id": "34" * 32}, {"schema": 2}, {"heads": []}, {"heads": {"ab" * 32: "x"}}, {"heads": {"ab" * 32: 7}}],
+)
+def test_a_witness_that_is_damaged_or_of_another_run_is_an_error_with_a_hint(
+    tmp_path: Path, change: dict[str, Any]
+) -> None:
+    path = tmp_path / "witness.json"
+    write_witness(path, run_id="12" * 32, terms=plan_from().terms, heads={})
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(OutputError, match="is no witness of this run") as caught:
+        read_witness(path, run_id="12" * 32)
+    assert caught.value.hint
 
 
 @pytest.mark.parametrize("what", ["a rewound diary", "a witness", "a new diary"])

@@ -66,11 +66,11 @@ def summary_of(run: RunFolder, bundle: Bundle, *, finished: int, digest: str) ->
     """What the model card may say of a deployed run.
 
     Epsilon is what the signed plans promise at most: the sites' ledgers, not the coordinator, know what was spent.
-    Accuracy is there only where the coordinator evaluated on data of its own.
+    Measured figures are there only where round ``finished`` has them: those of another round are of another adapter.
     """
     diary = [row for row in read_rows(run.rounds) if not row.get("abandoned")]
-    evaluated: dict[str, Any] = next((row["evaluation"] for row in reversed(diary) if row.get("evaluation")), {})
-    sites: dict[str, Any] = next((row["sites"] for row in reversed(diary) if row.get("sites")), {})
+    measured: dict[str, Any] = next((row for row in reversed(diary) if row.get("round") == finished), {})
+    evaluated, sites = measured.get("evaluation") or {}, measured.get("sites") or {}
     privacy = bundle.config.privacy
     return {
         "adapter_digest": digest,

@@ -67,6 +67,7 @@ class Conducting:
       - A conductor that dies is followed by a new Flower run of the same fedward run, at once the first time.
       - After more than ``restarts`` quick failures in a row the run is failed, and says why, until ``resume``.
       - A Flower run whose conductor is gone is stopped, so that nodes drop its messages.
+      - After ``close`` nothing is begun.
     """
 
     def __init__(
@@ -89,6 +90,7 @@ class Conducting:
         self._due = self._began = clock()
         self._asked: float | None = None
         self._round = 0
+        self._closing = False
 
     @property
     def alive(self) -> bool:
@@ -131,6 +133,7 @@ class Conducting:
 
     def close(self) -> None:
         """Ask the conductor to end; its run goes on with the next desk."""
+        self._closing = True
         if self._life is not None:
             self._life.ask()
 
@@ -162,6 +165,8 @@ class Conducting:
             self._say(RunState.STOPPED)
 
     def _may_begin(self) -> bool:
+        if self._closing:
+            return False
         status = self.run.read_status()
         if status.state.is_over and status.state is not RunState.STOPPED:
             return False

@@ -159,9 +159,13 @@ class _Stopping:
         now = time.monotonic()
         if now - self._looked >= WANTED_S:
             self._looked = now
-            if self._run.read_wanted() is Wanted.STOPPED:
+            if self.wanted:
                 self.asked.set()
         return self.asked.is_set() or self.lost
+
+    @property
+    def wanted(self) -> bool:
+        return self._run.read_wanted() is Wanted.STOPPED
 
     @property
     def lost(self) -> bool:
@@ -206,6 +210,7 @@ def _conduct(folder: OperatorFolder, run: RunFolder, order: Order, stopping: _St
             log=RoundLog(run.rounds),
             heads=dict(start.heads),
             missed=dict(start.missed),
+            units=dict(start.units),
             witness=run.witness,
             stopping=stopping,
         )
@@ -241,9 +246,9 @@ def _drive(
         return Ending.ABANDONED
     except (RunStopped, FlowerAway, FlowerRefused):
         outcome = Outcome.STOPPED
-        asked = stopping.asked.is_set()
-        status.end(RunState.STOPPED if asked else RunState.WAITING)
-        return Ending.STOPPED if asked else Ending.LOST
+        # a desk that ends says SIGTERM as well: the run then goes on with the next one
+        status.end(RunState.STOPPED if stopping.wanted else RunState.WAITING)
+        return Ending.STOPPED if stopping.asked.is_set() else Ending.LOST
     except FedwardError as error:
         status.end(RunState.FAILED, reason=str(error), hint=error.hint)
         return Ending.UNUSABLE

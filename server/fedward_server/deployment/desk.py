@@ -1,6 +1,6 @@
 """The operator's desk: reads the folder again and again, and makes Flower agree with it.
 
-    python -P -m fedward_server.deployment.desk DIR --port P [--metrics FD]
+    python -P -m fedward_server.deployment.desk DIR --port P [--metrics FD] [--server FILE]
 
 Enrolments become nodes, wanted runs become Flower runs with a conductor each, tasks go to the conductor that awaits
 them. It is our executor: it claims ServerApp tasks alone and never opens a bundle. Commands only write files, so they
@@ -32,6 +32,7 @@ from fedward_server.deployment.folder import OperatorFolder
 from fedward_server.deployment.outcome import Order
 from fedward_server.deployment.roster import NodeControl, Roster
 from fedward_server.deployment.runs import RunFolder
+from fedward_server.deployment.server_file import ServerFile
 from fedward_server.deployment.superlink import Upstream
 
 __all__ = ["Desk", "main", "spawn_conductor"]
@@ -97,7 +98,7 @@ class Desk:
                 LOG.error("%s", error)
 
     def close(self) -> None:
-        """Ask all conductors to end, wait a little, then end them."""
+        """Ask all conductors to end, wait a little, then end them. Nothing new is begun."""
         for conducting in self.runs.values():
             conducting.close()
         end = self._clock() + END_S
@@ -183,32 +184,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--port", type=int, required=True, help="of the SuperLink on loopback")
     parser.add_argument("--metrics", type=int, default=-1, help="descriptor of the metrics socket")
+    parser.add_argument("--server", type=Path, metavar="FILE", help="the server file; without it DIR/server.toml")
     asked = parser.parse_args(arguments)
     json_logging(sys.stderr, "desk")
     ending = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: ending.set())
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C is the supervisor's
     try:
-        _run(OperatorFolder.open(asked.folder), asked.port, asked.metrics, ending)
+        folder = OperatorFolder.open(asked.folder)
+        restarts = ServerFile.load(asked.server or folder.server_file).runs.restarts
+        _run(folder, asked.port, asked.metrics, ending, restarts=restarts)
     except FedwardError as error:
         LOG.error("%s | %s", error, error.hint)
         return 1
     return 0
 
 
-def _run(folder: OperatorFolder, port: int, metrics: int, ending: threading.Event) -> None:
+def _run(folder: OperatorFolder, port: int, metrics: int, ending: threading.Event, *, restarts: int) -> None:
     upstream = Upstream.of(folder, port=port)
     with ExitStack() as stack:
         control, tasks = Control(upstream), Tasks(upstream)
         stack.callback(control.close)
         stack.callback(tasks.close)
-        desk = Desk(
-            folder,
-            control=control,
-            tasks=tasks,
-            spawn=spawn_conductor(folder, port),
-            restarts=folder.load_server().runs.restarts,
-        )
+        desk = Desk(folder, control=control, tasks=tasks, spawn=spawn_conductor(folder, port), restarts=restarts)
         stack.callback(desk.close)
         if metrics >= 0:
             from fedward_server.deployment.metrics import Sources, serve_metrics

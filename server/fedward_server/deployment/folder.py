@@ -26,6 +26,8 @@ import contextlib
 import datetime
 import fcntl
 import os
+import re
+import shutil
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -34,7 +36,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from fedward_common.errors import BadSignature, InputError, OutputError
 from fedward_common.files import check_private, make_private_folder, read_json, rewrite, sync_folder, write_new
-from fedward_server.deployment.server_file import DEFAULT_HOST, DEFAULT_PORT, ServerFile, template
+from fedward_server.deployment.server_file import DEFAULT_HOST, DEFAULT_PORT, ServerFile, read_server_text, template
 from fedward_server.gateway.versions import read_versions
 
 if TYPE_CHECKING:
@@ -54,6 +56,7 @@ SERVER_FILE, KEYS, SITES, REVOKED, RUNS, STATE, LOCK = (
     "lock",
 )
 PUB = ".pub"
+DRAFT = re.compile(r"\.(server\.toml\.|keys-)[0-9a-f]{16}")  # what an `init` that was killed left
 
 
 class Consent(StrEnum):
@@ -74,6 +77,9 @@ class OperatorFolder:
         cls, root: Path, *, name: str, names: Sequence[str], host: str = DEFAULT_HOST, port: int = DEFAULT_PORT
     ) -> Self:
         """Make whatever is missing: the folder, a commented server file, the keys. What exists is left as it is.
+
+        Guarantees:
+          - After a crash at any instant it can be called again; what the crash left half-made is removed.
 
         Raises:
           OutputError: the folder holds something else, or cannot be written.
@@ -162,6 +168,16 @@ class OperatorFolder:
         return self.state / "desk.beat"
 
     @property
+    def gateway_ready(self) -> Path:
+        """The gateway's sign that it takes connections: an empty file that it touches when it begins to."""
+        return self.state / "gateway.ready"
+
+    @property
+    def server_copy(self) -> Path:
+        """The server file as it was when ``start`` began: what its processes read, however often they begin anew."""
+        return self.state / SERVER_FILE
+
+    @property
     def logs(self) -> Path:
         """The folder of the processes' logs."""
         return self.state / "logs"
@@ -178,6 +194,22 @@ class OperatorFolder:
           ConfigError: a key or value of it is wrong or missing.
         """
         return ServerFile.load(self.server_file)
+
+    def keep_server(self) -> ServerFile:
+        """The server file, checked, and kept as ``server_copy``. Whoever calls it holds the folder.
+
+        Guarantees:
+          - What is returned is what the copy says; a wrong server file leaves the copy before as it was.
+
+        Raises:
+          ConfigError: a key or value of it is wrong or missing.
+          OutputError: the copy cannot be written.
+        """
+        text = read_server_text(self.server_file)
+        server = ServerFile.from_toml(text)
+        make_private_folder(self.state)
+        rewrite(self.server_copy, text.encode())
+        return server
 
     def authority(self) -> Authority:
         """The keys, checked.
@@ -329,13 +361,17 @@ class OperatorFolder:
     def _claim(self) -> None:
         try:
             self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
-            if not any(self.root.iterdir()):
+            found = list(self.root.iterdir())
+            drafts = [path for path in found if DRAFT.fullmatch(path.name)]
+            if drafts == found:
                 self.root.chmod(0o700)
             elif not self.server_file.is_file():
                 raise OutputError(
                     f"{self.root} holds something that is no operator's folder",
                     hint="give a new folder: fedward-server init DIR",
                 )
+            for path in drafts:
+                _remove(path)
         except OSError as error:
             raise OutputError(f"cannot make {self.root}: {error.strerror}", hint="give another folder") from None
         self._check_private()
@@ -386,6 +422,13 @@ class OperatorFolder:
                 "the signing key of this enrolment was revoked before",
                 hint="ask the site for a new one (`fedward-client rotate-keys`), or say --again to take this one back",
             )
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
 
 
 def _checked_name(name: str) -> str:

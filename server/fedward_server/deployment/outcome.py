@@ -26,7 +26,7 @@ class Ending(IntEnum):
 
     FINISHED = 0  # every round is done
     UNUSABLE = 3  # the run cannot go on as it is: a damaged bundle or checkpoint, no disk space
-    STOPPED = 10  # as a person wanted
+    STOPPED = 10  # it was told to end: by a person, or by a desk that ends
     ABANDONED = 11  # a round found too few answers, also after retries
     LOST = 12  # the SuperLink gave the task up: the run goes on in a new Flower run
 

@@ -34,6 +34,7 @@ __all__ = ["RunFolder", "RunState", "RunStatus", "Wanted", "create_run", "find_r
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 BUNDLE = "bundle"
+DRAFT = ".draft-"
 BUNDLE_FILES = ("bundle.json", "initial.safetensors", "frozen.safetensors")
 SCHEMA = 1
 SHOWN_DIGITS = 12
@@ -271,7 +272,7 @@ def create_run(runs: Path, bundle_folder: Path, *, name: str | None = None) -> R
       name: of the run; None: the run file's name, with a number where that is taken.
 
     Guarantees:
-      - The run is there, whole and checked, or not at all, also after a crash.
+      - The run is there, whole and checked, or not at all, also after a crash; what a crash left goes with the next.
 
     Raises:
       InputError: no name for a run, or a run of this name or run id is there.
@@ -327,7 +328,9 @@ def _free_name(runs: Path, base: str) -> str:
 
 @contextlib.contextmanager
 def _draft(runs: Path) -> Iterator[Path]:
-    draft = runs / f".draft-{secrets.token_hex(8)}"
+    for left in runs.glob(f"{DRAFT}*"):
+        shutil.rmtree(left, ignore_errors=True)
+    draft = runs / f"{DRAFT}{secrets.token_hex(8)}"
     try:
         draft.mkdir(mode=0o700)
         yield draft

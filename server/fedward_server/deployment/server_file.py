@@ -32,6 +32,7 @@ __all__ = [
     "RunsTable",
     "ServerFile",
     "SuperlinkTable",
+    "read_server_text",
     "template",
 ]
 
@@ -161,8 +162,7 @@ class ServerFile(Section):
         Raises:
           ConfigError: it cannot be read, or a key or value is wrong; with the dotted path.
         """
-        text = read_text(path, what="server file", hint="`fedward-server init DIR` writes one")
-        return cls.from_toml(text, source=path.name)
+        return cls.from_toml(read_server_text(path), source=path.name)
 
     @classmethod
     def from_toml(cls, text: str, *, source: str = "server.toml") -> Self:
@@ -176,6 +176,15 @@ class ServerFile(Section):
           ConfigError: with the dotted path of the first wrong key or value, or of all that are missing.
         """
         return parse(cls, text, source=source, docs=DOCS, example="docs/server-file.md has an example")
+
+
+def read_server_text(path: Path) -> str:
+    """The text of a server file, unchecked.
+
+    Raises:
+      ConfigError: it cannot be read.
+    """
+    return read_text(path, what="server file", hint="`fedward-server init DIR` writes one")
 
 
 def template(name: str, *, names: tuple[str, ...], host: str = DEFAULT_HOST, port: int = DEFAULT_PORT) -> str:

@@ -1,6 +1,6 @@
 """``fedward-server start``: SuperLink, desk and gateway as one tree of processes, kept alive until Ctrl-C.
 
-The public socket and the metrics socket are bound first, in the machine's network. Then this process leaves for a
+The public socket and the metrics socket listen first, in the machine's network. Then this process leaves for a
 network namespace of its own, where that is allowed, and its children with it: SuperLink, desk and conductors can then
 be reached through the gateway's socket alone, by no other account of the machine. It must not know what a run is, and
 imports nothing of Flower.
@@ -49,6 +49,7 @@ def start(folder: OperatorFolder, *, verbose: bool) -> int:
 
     Guarantees:
       - A port that is in use, an expired certificate and a second ``start`` are errors before any process starts.
+      - Its processes go on with the server file as it is now, also where one is started again.
       - When this returns, none of its processes runs.
 
     Raises:
@@ -56,8 +57,8 @@ def start(folder: OperatorFolder, *, verbose: bool) -> int:
       PrivacyError: a key is missing, damaged, or the certificate has expired.
       ConfigError: the server file is wrong.
     """
-    server = folder.load_server()
     with folder.hold(), ExitStack() as stack:
+        server = folder.keep_server()
         _check_certificate(folder)
         public = stack.enter_context(listen(server.gateway.host, server.gateway.port, key="gateway.port"))
         knock = stack.enter_context(Knock(server.gateway.host, server.gateway.port))
@@ -79,7 +80,7 @@ def start(folder: OperatorFolder, *, verbose: bool) -> int:
 
 
 def listen(host: str, port: int, *, key: str) -> socket.socket:
-    """A bound TCP socket that does not listen yet: whoever serves it says by listening that it is ready.
+    """A TCP socket that listens: from here on nobody else can have the port. Callers wait until it is served.
 
     Args:
       host: an IP address of this machine.
@@ -94,6 +95,7 @@ def listen(host: str, port: int, *, key: str) -> socket.socket:
     try:
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         bound.bind((host, port))
+        bound.listen()  # two sockets that only bind may share a port
     except OSError as error:
         bound.close()
         raise InputError(
@@ -133,7 +135,7 @@ def children(
     )
     desk = Child(
         name="desk",
-        argv=(*_module("desk"), str(folder.root), "--port", str(port), *numbers),
+        argv=(*_module("desk"), str(folder.root), "--port", str(port), *numbers, *_settings(folder)),
         env=environment,
         pass_fds=counted,
         log=folder.logs / "desk.log",
@@ -146,13 +148,20 @@ def children(
     )
     gateway = Child(
         name="gateway",
-        argv=(*_GATEWAY, str(folder.root), "--fd", str(public.fileno()), "--upstream", f"{HOST}:{port}"),
+        argv=(
+            *(*_GATEWAY, str(folder.root), "--fd", str(public.fileno()), "--upstream", f"{HOST}:{port}"),
+            *("--ready", str(folder.gateway_ready), *_settings(folder)),
+        ),
         pass_fds=(public.fileno(),),
         log=folder.logs / "gateway.log",
-        ready=_Announced(server, public),
+        ready=_Announced(server, Changed(folder.gateway_ready)),
         watch=Missed(knock),
     )
     return [superlink, desk, gateway]
+
+
+def _settings(folder: OperatorFolder) -> tuple[str, str]:
+    return "--server", str(folder.server_copy)
 
 
 def _module(name: str) -> tuple[str, ...]:
@@ -160,18 +169,18 @@ def _module(name: str) -> tuple[str, ...]:
 
 
 class _Announced:
-    """The gateway is ready once it listens; the first time, that is said."""
+    """The gateway is ready once it says so; the first time, that is passed on."""
 
-    def __init__(self, server: ServerFile, public: socket.socket) -> None:
-        self._server, self._public, self._said = server, public, False
+    def __init__(self, server: ServerFile, serves: Callable[[], bool]) -> None:
+        self._server, self._serves, self._said = server, serves, False
 
     def __call__(self) -> bool:
-        listens = bool(self._public.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN))
-        if listens and not self._said:
+        serves = self._serves()
+        if serves and not self._said:
             self._said = True
             where = f"{self._server.gateway.host}:{self._server.gateway.port}"
             print(f"listening on {where}; sites connect to {self._server.address}. Ctrl-C ends it.", flush=True)
-        return listens
+        return serves
 
 
 def _check_certificate(folder: OperatorFolder) -> None:

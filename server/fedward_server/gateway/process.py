@@ -1,7 +1,8 @@
 """The operator's only public port: passes the Fleet routes of enrolled sites to the SuperLink, and nothing else.
 
-``python -m fedward_server.gateway DIR --fd N --upstream HOST:PORT``: the socket is inherited and bound, the
-SuperLink listens on loopback. Reads DIR/server.toml, DIR/keys (server.pem, server.key, ca.pem) and DIR/sites/*.pub.
+``python -m fedward_server.gateway DIR --fd N --upstream HOST:PORT``: the socket is inherited and bound, and may listen
+already; the SuperLink listens on loopback. Reads DIR/server.toml, or what ``--server`` names in its place, DIR/keys
+(server.pem, server.key, ca.pem) and DIR/sites/*.pub; touches the file that ``--ready`` names once it takes connections.
 This module is the process: socket, certificates, connections. What happens to a request is in `passing`.
 """
 
@@ -215,29 +216,39 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("folder", type=Path, metavar="DIR")
     parser.add_argument("--fd", type=int, required=True, help="an inherited, bound TCP socket")
     parser.add_argument("--upstream", required=True, metavar="HOST:PORT", help="where the SuperLink listens")
+    parser.add_argument("--server", type=Path, metavar="FILE", help="the server file; without it DIR/server.toml")
+    parser.add_argument("--ready", type=Path, metavar="FILE", help="touched once connections are taken")
     chosen = parser.parse_args(arguments)
     json_logging(sys.stdout, "gateway")
     _raise_files()
     try:
         host, port = _address(chosen.upstream)
-        gateway = Gateway(
-            Place(folder=chosen.folder, host=host, port=port), _limits(chosen.folder / "server.toml"), log=sys.stdout
-        )
-        asyncio.run(_until_told(gateway, chosen.fd))
+        limits = _limits(chosen.server or chosen.folder / "server.toml")
+        gateway = Gateway(Place(folder=chosen.folder, host=host, port=port), limits, log=sys.stdout)
+        asyncio.run(_until_told(gateway, chosen.fd, ready=chosen.ready))
     except FedwardError as error:
         sys.stderr.write(f"fedward-server: error: {error}\nhint: {error.hint}\n")
         return 2
     return 0
 
 
-async def _until_told(gateway: Gateway, fd: int) -> None:
+async def _until_told(gateway: Gateway, fd: int, *, ready: Path | None) -> None:
     ending = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, ending.set)
     with socket.socket(fileno=fd) as listener:
         listener.setblocking(False)
         listener.listen(BACKLOG)
+        _say_ready(ready)
         await gateway.serve(listener, ending)
+
+
+def _say_ready(file: Path | None) -> None:
+    try:
+        if file is not None:
+            file.touch(mode=0o600)
+    except OSError as error:
+        LOG.warning("cannot write %s: %s", file, error.strerror)
 
 
 def _raise_files() -> None:

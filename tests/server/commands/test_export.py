@@ -83,6 +83,16 @@ def test_the_summary_says_what_was_promised_and_who_took_part(run: RunFolder) ->
     assert summary["waivers"] == []
 
 
+def test_measured_figures_are_those_of_the_exported_round_or_left_out(run: RunFolder) -> None:
+    sites = {"accuracy": 0.5, "loss": 0.1, "units": 9.0, "sites": 2.0}
+    write_diary(run, diary_row(1), diary_row(2, evaluation=EVALUATED, sites=sites), diary_row(3))
+    write_diary(run, diary_row(4, evaluation=EVALUATED | {"accuracy": 0.9}, sites=sites))
+    bundle = run.load_bundle()
+    found = {number: summary_of(run, bundle, finished=number, digest="ab") for number in (1, 2, 3, 4)}
+    assert {number: one.get("accuracy") for number, one in found.items()} == {1: None, 2: 0.7, 3: None, 4: 0.9}
+    assert [number for number, one in found.items() if one["site_metrics"]] == [2, 4]
+
+
 def test_nothing_finished_is_nothing_to_export(folder: OperatorFolder, run: RunFolder) -> None:
     with pytest.raises(OutputError, match="no round of run small is finished"):
         export(folder, "small", None)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 from dataclasses import replace
 from pathlib import Path
@@ -222,3 +223,43 @@ def test_failures_of_a_former_life_are_cleared(folder: OperatorFolder, run: RunF
     run.write_status(replace(run.read_status(), reason="old", hint="old"))
     go(folder, run)
     assert run.read_status().reason == ""
+
+
+def test_a_witness_of_another_run_is_no_reason_to_try_again(folder: OperatorFolder, run: RunFolder) -> None:
+    go(folder, run)
+    other = json.loads(run.witness.read_text()) | {"run_id": "ef" * 32}
+    run.witness.write_text(json.dumps(other))
+    shutil.rmtree(run.checkpoints)
+    assert go(folder, run) is Ending.UNUSABLE
+    status = run.read_status()
+    assert (status.state, "witness.json" in status.reason, bool(status.hint)) == (RunState.FAILED, True, True)
+    assert json.loads(run.witness.read_text()) == other
+
+
+def test_a_conductor_that_is_told_to_end_leaves_a_run_that_is_still_wanted_waiting(
+    folder: OperatorFolder, run: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    handlers: dict[int, Any] = {}
+    monkeypatch.setattr(signal, "signal", lambda number, handler: handlers.update({number: handler}))
+
+    def told(self: Coordinator, *_: object) -> State:
+        handlers[signal.SIGTERM]()
+        assert self.stopping()
+        raise RunStopped("as the loop does", hint="resume")
+
+    monkeypatch.setattr(Coordinator, "run", told)
+    assert go(folder, run) is Ending.STOPPED
+    assert run.read_status().state is RunState.WAITING
+    run.stop()
+    assert go(folder, run) is Ending.STOPPED
+    assert run.read_status().state is RunState.STOPPED
+
+
+def test_a_resumed_run_knows_what_each_site_declared(
+    folder: OperatorFolder, run: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    go(folder, run)
+    monkeypatch.setattr(Coordinator, "run", lambda self, *_: known.append(self.units))
+    known: list[dict[str, int]] = []
+    go(folder, run)
+    assert known == [{"s1": 10, "s2": 10}]

@@ -144,7 +144,7 @@ def test_an_awaited_flower_run_is_not_stopped(bench: Bench, tmp_path: Path) -> N
 
 def test_the_desk_shows_that_it_lives_also_while_the_superlink_is_away(tmp_path: Path) -> None:
     folder, ending = new_operator(tmp_path / "op"), threading.Event()
-    desk = threading.Thread(target=module._run, args=(folder, 1, -1, ending))
+    desk = threading.Thread(target=module._run, args=(folder, 1, -1, ending), kwargs={"restarts": 5})
     desk.start()
     try:
         end = time.monotonic() + 20
@@ -217,6 +217,23 @@ def test_conductors_end_with_the_desk_and_the_next_one_goes_on(bench: Bench, tmp
     for _ in range(3):
         again.tick()
     assert len(bench.spawned) == 2
+
+
+def test_a_desk_that_closes_begins_nothing_new(bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number in range(2):
+        new_run(bench.folder, tmp_path / f"bundle{number}", run_id=f"{number:02d}" * 32, name=f"run{number}")
+    for _ in range(3):
+        bench.desk.tick()
+    begun = set(bench.control.runs)
+    bench.lives[1].ask = lambda: None  # type: ignore[method-assign]
+
+    def wait(seconds: float) -> None:
+        bench.now += 1.0
+
+    monkeypatch.setattr(time, "sleep", wait)
+    bench.desk.close()
+    assert [life.code for life in bench.lives] == [10, -9]
+    assert (bench.control.runs, len(bench.spawned)) == (begun, 2)
 
 
 def test_the_token_is_on_no_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

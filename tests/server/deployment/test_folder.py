@@ -65,6 +65,33 @@ def test_what_holds_something_else_is_no_folder_for_an_operator(tmp_path: Path) 
     assert os.listdir(tmp_path) == ["thesis.txt"]
 
 
+def test_an_init_that_was_killed_is_done_again_and_its_drafts_are_gone(tmp_path: Path) -> None:
+    root = tmp_path / "op"
+    root.mkdir(mode=0o700)
+    (root / f".server.toml.{'0a' * 8}").write_text("half of it")
+    folder = new_operator(root)
+    (root / f".keys-{'0b' * 8}").mkdir()
+    (root / f".keys-{'0b' * 8}" / "plan.key").write_text("half of it")
+    assert new_operator(root) == folder
+    assert [path.name for path in root.iterdir() if path.name.startswith(".")] == []
+
+
+def test_a_folder_with_a_draft_and_something_else_is_refused_and_nothing_of_it_is_removed(tmp_path: Path) -> None:
+    for name in (f".server.toml.{'0a' * 8}", "thesis.txt"):
+        (tmp_path / name).write_text("precious")
+    with pytest.raises(OutputError, match="holds something"):
+        new_operator(tmp_path)
+    assert len(os.listdir(tmp_path)) == 2
+
+
+@pytest.mark.parametrize("name", [".server.toml.swp", ".server.toml.0a", f".server.toml.{'0A' * 8}", ".keys-old"])
+def test_what_only_looks_like_a_draft_is_somebodys(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text("precious")
+    with pytest.raises(OutputError, match="holds something"):
+        new_operator(tmp_path)
+    assert os.listdir(tmp_path) == [name]
+
+
 def test_wrong_values_leave_nothing_behind(tmp_path: Path) -> None:
     with pytest.raises(FedwardError):
         OperatorFolder.create(tmp_path / "op", name="a", names=("https://a.org",))

@@ -47,6 +47,14 @@ def test_the_run_is_there_whole_and_checked_or_not_at_all(place: Path, tmp_path:
     assert os.listdir(place) == []
 
 
+def test_what_a_killed_one_left_is_gone_with_the_next(place: Path, tmp_path: Path) -> None:
+    draft = place / f".draft-{'0a' * 8}"
+    (draft / "bundle").mkdir(parents=True)
+    (draft / "bundle" / "frozen.safetensors").write_bytes(b"half of it")
+    create_run(place, bundle_folder(tmp_path / "b"), name="wards")
+    assert os.listdir(place) == ["wards"]
+
+
 @pytest.mark.parametrize("step", ["_copy", "rewrite_json", "_settle"])
 def test_a_crash_leaves_no_half_run(place: Path, tmp_path: Path, step: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: object) -> None:

@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import socket
+import stat
 import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -11,10 +13,13 @@ from typing import Any
 
 import pytest
 
+import fedward_server.deployment.desk as desk_module
 import fedward_server.deployment.start as module
-from fedward_common.errors import InputError, PrivacyError
+import fedward_server.gateway.process as gateway_module
+from fedward_common.errors import ConfigError, InputError, PrivacyError
 from fedward_common.files import rewrite_json
 from fedward_common.machine.life import Child
+from fedward_common.machine.logs import restored
 from fedward_common.machine.processes import Ended
 from fedward_server.deployment.authority import Authority
 from fedward_server.deployment.folder import OperatorFolder
@@ -112,7 +117,7 @@ def test_it_leaves_the_network_where_that_is_allowed(monkeypatch: pytest.MonkeyP
     assert done == ["left", "loopback"]
 
 
-def test_the_gateway_is_ready_once_it_listens_and_that_is_said_once(
+def test_the_gateway_is_ready_once_it_says_so_and_that_is_said_once(
     folder: OperatorFolder, capsys: pytest.CaptureFixture[str]
 ) -> None:
     server = folder.load_server()
@@ -120,7 +125,7 @@ def test_the_gateway_is_ready_once_it_listens_and_that_is_said_once(
         ready = children(folder, server, public=public, metrics=None, knock=lambda: True)[2].ready
         assert ready is not None
         assert not ready()
-        public.listen()
+        folder.gateway_ready.touch()
         assert ready() and ready()
     said = capsys.readouterr().out
     assert len(re.findall("listening on", said)) == 1
@@ -179,6 +184,52 @@ def test_the_superlink_takes_a_renewed_certificate(folder: OperatorFolder, monke
     folder.authority().renew(("fed.example.org",))
     assert looked(superlink, 1) == "the certificate was renewed"
     assert looked(superlink) is None
+
+
+def test_a_process_that_is_started_again_goes_on_with_the_server_file_as_it_was_at_start(
+    folder: OperatorFolder, ran: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder.server_file.write_text(folder.server_file.read_text().replace("restarts = 5", "restarts = 7"))
+    start(folder, verbose=False)
+    folder.server_file.write_text("a slip of the pen")
+    _, desk, gateway = ran[0]
+    seen: list[int] = []
+
+    def looked_at(*_: object, restarts: int, **__: object) -> None:
+        seen.append(restarts)
+        raise InputError("enough", hint="none")
+
+    monkeypatch.setattr(desk_module, "Desk", looked_at)
+    monkeypatch.setattr(gateway_module, "asyncio", SimpleNamespace(run=lambda told: told.close()))
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    with restored():
+        desk_module.main(desk.argv[4:])
+        assert gateway_module.main(gateway.argv[4:]) == 0
+    assert seen == [7]
+
+
+def test_what_start_keeps_of_the_server_file_is_private_and_checked_first(
+    folder: OperatorFolder, ran: list[Any]
+) -> None:
+    start(folder, verbose=False)
+    before = folder.server_copy.read_bytes()
+    assert before == folder.server_file.read_bytes()
+    assert stat.S_IMODE(folder.server_copy.stat().st_mode) == 0o600
+    folder.server_file.write_text("a slip of the pen")
+    with pytest.raises(ConfigError):
+        start(folder, verbose=False)
+    assert (folder.server_copy.read_bytes(), len(ran)) == (before, 1)
+
+
+def test_two_operators_on_one_port_are_an_error_before_any_process_starts(
+    folder: OperatorFolder, ran: list[Any]
+) -> None:
+    server = folder.load_server()
+    for table in (server.gateway, server.metrics):
+        # as another `start` holds it, whose gateway is not up yet
+        with listen(table.host, table.port, key="theirs"), pytest.raises(InputError, match=f":{table.port}"):
+            start(folder, verbose=False)
+    assert not ran
 
 
 def test_an_unknown_address_is_named() -> None:

@@ -232,7 +232,7 @@ def load_records(data: DataConfig, labels: Sequence[str], *, source: str | None 
 
 
 def read_unit_ids(data: DataConfig) -> tuple[tuple[str, ...] | None, int]:
-    """Read who is in a table, and nothing else of it.
+    """Read who is in a table, and keep nothing else of it. ``read_table`` says what is parsed on the way.
 
     Args:
       data: file and columns.

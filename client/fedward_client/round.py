@@ -31,7 +31,7 @@ from fedward_client.trainers import Trainers
 from fedward_client.training import LocalResult, LocalWork
 from fedward_common.adapter import Adapter
 from fedward_common.codec import decode_plan, key_fingerprint
-from fedward_common.errors import BadSignature, BudgetError, MessageError, PrivacyError, SpecMismatch
+from fedward_common.errors import BadSignature, BudgetError, MessageError, OutputError, PrivacyError, SpecMismatch
 from fedward_common.privacy.events import GaussianSum, merged
 from fedward_common.privacy.facts import Outcome
 from fedward_common.privacy.grants import Grant
@@ -123,6 +123,8 @@ class Site:
     ) -> None:
         """Wire a site together, and settle what a crash cut off by what the outbox holds.
 
+        A reply that cannot be read settles nothing: its plan stays cut off, its run is held, and a line says so.
+
         Args:
           policy: outranks every plan.
           operator: the key that plans must be signed with.
@@ -146,8 +148,18 @@ class Site:
         self._coordinator, self._clock = key_fingerprint(operator), clock
         self._lock = threading.Lock()
         for plan_id in ledger.unsettled():
-            if outbox.find(plan_id) is not None:
-                ledger.settle(plan_id, Outcome.RELEASED)
+            self._settle_if_stored(plan_id)
+
+    def _settle_if_stored(self, plan_id: str) -> None:
+        try:
+            stored = self._outbox.find(plan_id)
+        except OutputError as error:  # of this plan alone: it stays cut off, so its run is held
+            self._write(
+                Kind.HOLD, None, plan_id=plan_id, reason=f"a plan was cut off: {reason_of(error)}"[:LONGEST_REASON]
+            )
+            return
+        if stored is not None:
+            self._ledger.settle(plan_id, Outcome.RELEASED)
 
     def answer(self, data: bytes) -> bytes:
         """Serve one message: a signed plan in, a signed update or refusal out. Never raises on input."""

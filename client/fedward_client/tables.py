@@ -6,8 +6,8 @@ what the columns mean.
 Example:
     >>> as_text(7), as_text("  "), as_text(float("nan"))
     ('7', None, None)
-    >>> as_id(12.0), as_id(" 12 ")
-    ('12', '12')
+    >>> as_id(12.0), as_id(" 12 "), as_id("12.0")
+    ('12', '12', '12')
 """
 
 from __future__ import annotations
@@ -40,6 +40,7 @@ HUB_NAME = re.compile(r"([A-Za-z0-9][\w.-]*(?:/[A-Za-z0-9][\w.-]*)?)(?::[\w.\[\]
 LOOKS_LIKE_A_FILE = re.compile(r"\.[A-Za-z]\w{0,9}$")
 KNOWN = "fedward reads .csv, .tsv, .json, .jsonl, .ndjson and .parquet, each also with .gz"
 SHOWN_COLUMNS = 40
+WHOLE = re.compile(r"(-?[0-9]{1,400})\.0+")  # how a column of integers is written once it went through floats
 
 
 def read_table(source: str, *, columns: Sequence[str] | None = None) -> dict[str, list[Any]]:
@@ -57,6 +58,8 @@ def read_table(source: str, *, columns: Sequence[str] | None = None) -> dict[str
       Column name to its values, all of one length, at least one row. Class numbers of hub data come as class names.
 
     Guarantees:
+      - Of a local file only the columns wanted are kept. Of Parquet no other column is read; all of a CSV, TSV or JSON
+        file is parsed, since nothing else finds its cells.
       - No copy of a local file is left on disk, also after an error. (Hub data stays in the hub client's cache.)
       - No code that comes with a data set runs.
 
@@ -99,7 +102,7 @@ def _read_local(source: str, columns: Sequence[str] | None, private: Path) -> di
         raise _no_records(source)
     if kind == "json":
         return _read_json(path, source, columns)
-    options = _csv_options(path, source) if kind == "csv" else {}
+    options = _csv_options(path, source, columns) if kind == "csv" else _parquet_options(path, source, columns)
     return _load(source, columns, private, kind, data_files={"train": [str(path)]}, split="train", **options)
 
 
@@ -118,11 +121,11 @@ def _place(source: Path, target: Path) -> None:
         shutil.copyfileobj(packed, plain)
 
 
-def _load(source: str, columns: Sequence[str] | None, private: Path, name: str, **options: Any) -> dict[str, list[Any]]:
+def _load(source: str, wanted: Sequence[str] | None, private: Path, name: str, **options: Any) -> dict[str, list[Any]]:
     import datasets
 
     table = datasets.load_dataset(name, cache_dir=str(private / "cache"), **options)
-    chosen = _choose(source, table.column_names, columns, table.num_rows)
+    chosen = _choose(source, table.column_names, wanted, table.num_rows)
     return {column: _class_names(table[column][:], table.features[column]) for column in chosen}
 
 
@@ -178,8 +181,22 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
         error = cause
 
 
-def _csv_options(path: Path, source: str) -> dict[str, Any]:
-    """Check that every row has as many cells as the header, which pandas lets pass, and ask for cells as strings."""
+def _parquet_options(path: Path, source: str, columns: Sequence[str] | None) -> dict[str, Any]:
+    """Only what is wanted is read of the file; its footer alone says whether it is there."""
+    import pyarrow.parquet
+
+    if columns is None:
+        return {}
+    about = pyarrow.parquet.read_metadata(path)
+    _choose(source, about.schema.to_arrow_schema().names, columns, about.num_rows)
+    return {"columns": list(dict.fromkeys(columns))}
+
+
+def _csv_options(path: Path, source: str, columns: Sequence[str] | None) -> dict[str, Any]:
+    """Check that every row has as many cells as the header, which pandas lets pass, and ask for cells as strings.
+
+    All cells are parsed, since only so a row's end is found; only those wanted are kept.
+    """
     import datasets
 
     separator = SEPARATORS[path.suffix]
@@ -195,8 +212,11 @@ def _csv_options(path: Path, source: str) -> dict[str, Any]:
     if ragged is not None:
         hint = "a text that holds the separator, a quote or a line break must be quoted"
         raise DataError(f"{source}: row {ragged} has not as many cells as the header", hint=hint)
-    features = datasets.Features({name: datasets.Value("string") for name in header})
-    return {"sep": separator, "names": header, "header": 0, "features": features, "keep_default_na": False}
+    wanted = set(_choose(source, header, columns, len(lengths)))
+    kept = [name for name in header if name in wanted]
+    features = datasets.Features({name: datasets.Value("string") for name in kept})
+    about = {"sep": separator, "names": header, "header": 0, "usecols": kept}
+    return {**about, "features": features, "keep_default_na": False}
 
 
 @contextlib.contextmanager
@@ -263,8 +283,9 @@ def as_id(value: object) -> str | None:
     """The lasting id in a cell, or None where the cell is empty.
 
     Guarantees:
-      - One id has one spelling: without white space around it, in Unicode's NFC, and 12.0 as 12, so that it is the same
-        whether a column is stored as text, as integers, as floats or as decimals.
+      - One id has one spelling: without white space around it, in Unicode's NFC, and 12.0 as 12, also where it is text,
+        so that it is the same whether a column is stored as text, as integers, as floats or as decimals. (Two ids that
+        become one unit are protected together, which costs budget and no privacy.)
 
     Raises:
       TypeError: a list, an object or bytes.
@@ -272,4 +293,8 @@ def as_id(value: object) -> str | None:
     if isinstance(value, float | decimal.Decimal) and math.isfinite(value) and value == int(value):
         value = int(value)
     text = as_text(value)
-    return None if text is None else unicodedata.normalize("NFC", text.strip())
+    if text is None:
+        return None
+    text = unicodedata.normalize("NFC", text.strip())
+    whole = WHOLE.fullmatch(text)
+    return str(int(whole[1])) if whole else text

@@ -109,8 +109,10 @@ class SiteTrainers:
 
     Guarantees:
       - A base model is loaded only from the site's own folder, by the fingerprint in the plan's spec.
-      - ``units`` reads the column of unit ids and no other; where there is none, the label column, to count its rows.
-      - Texts and labels are read in ``open`` and nowhere else; ``close`` drops them.
+      - ``units`` keeps the column of unit ids and no other; where there is none, the label column, to count its rows.
+        It reads no other of a Parquet file. All of a CSV or JSON file passes through the parser, and a file that it
+        cannot parse is refused, before anything is reserved.
+      - Texts and labels are kept in ``open`` and nowhere else; ``close`` drops them.
     """
 
     def __init__(

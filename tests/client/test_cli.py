@@ -18,14 +18,17 @@ from fedward_client.books.audit import Kind
 from fedward_client.cli import app, main
 from fedward_client.installation.folder import Folder
 from fedward_client.installation.keys import Rotation, public_key_text
+from fedward_client.installation.opening import check_books_agree
+from fedward_client.installation.scratch import scratch
 from fedward_common.config import Pooling
+from fedward_common.errors import BudgetError
 from fedward_common.modeling.base import fingerprint
 from fedward_common.privacy.facts import Outcome
 from support.sites import ONE_STAGE, UNITS, fake_base, filled, new_site, notes, open_site_folder, spend
 from support.typed import Told, typed
 
 CLIENT = [sys.executable, "-m", "fedward_client"]
-RUN = "ab" * 32
+RUN, OTHER = "ab" * 32, "cd" * 32
 pytestmark = pytest.mark.filterwarnings("ignore")  # of the libraries: a command must show none, see below
 
 
@@ -202,6 +205,47 @@ def test_a_site_that_is_ready(ready: Folder, command: Command) -> None:
     assert facts["ready"] is True
     assert facts["problems"] == []
     assert {"root", "at_rest", "witness"} <= set(facts["not_protected"])
+
+
+def test_a_check_that_is_killed_leaves_nothing_outside_the_site(ready: Folder, tmp_path: Path) -> None:
+    """Killed in the middle of reading: what lies about lies in the site's folder, and the next opening sweeps it."""
+    (tmp_path / "elsewhere").mkdir()
+    code = (
+        "import os, signal, datasets\nfrom pathlib import Path\n"
+        "from fedward_client.commands.check import check\nfrom fedward_client.installation.folder import Folder\n"
+        "load = datasets.load_dataset\n"
+        "def killed(*a, **k):\n    load(*a, **k)\n    os.kill(os.getpid(), signal.SIGKILL)\n"
+        f"datasets.load_dataset = killed\ncheck(Folder(Path({str(ready.root)!r})))\n"
+    )
+    environment = os.environ | {"TMPDIR": str(tmp_path / "elsewhere")}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True)
+    assert done.returncode == -signal.SIGKILL
+    assert list((tmp_path / "elsewhere").rglob("fedward-*")) == []
+    left = list((ready.root / "scratch").rglob("*.arrow"))
+    assert left and (ready.root / "scratch").stat().st_mode & 0o077 == 0
+    with scratch(ready.root):
+        assert not any(path.exists() for path in left)
+
+
+def test_a_check_leaves_a_trainers_files_alone_and_its_own_nowhere(ready: Folder, command: Command) -> None:
+    with scratch(ready.root):
+        (ready.root / "scratch" / "trainers").write_text("table")
+        assert command("check", ready.root).code == 0
+        assert os.listdir(ready.root / "scratch") == ["trainers"]
+    assert command("check", ready.root).code == 0
+    assert not (ready.root / "scratch").exists()
+
+
+def test_another_column_of_ids_is_a_problem(ready: Folder, command: Command) -> None:
+    ready.site_file.write_text(ready.site_file.read_text().replace("# record_id = ", "record_id = "))
+    assert "record_id = " in ready.site_file.read_text()
+    text = re.sub(r"(?m)^record_id = .*$", 'record_id = "note_id"', ready.site_file.read_text())
+    ready.site_file.write_text(text)
+    spend(ready, RUN)
+    assert command("check", ready.root).code == 0
+    ready.site_file.write_text(text.replace('"note_id"', '"note"'))
+    told = command("check", ready.root)
+    assert told.code == 2 and "data.record_id is not the column whose ids were charged" in told.out
 
 
 def test_wrong_rows_are_named_and_their_content_is_not(ready: Folder, command: Command) -> None:
@@ -496,6 +540,77 @@ def test_an_old_copy_is_reconciled_with_a_witness(site: Folder, tmp_path: Path, 
     assert command("ledger", "reconcile", path, site.root, "--json").json["changed"] is False
 
 
+def set_back(site: Folder, old: Path) -> None:
+    """The ledger and its register as they were; the audit log as it is."""
+    for name in ("ledger.jsonl", "ledger.head"):
+        shutil.copy(old / name, site.books / name)
+    shutil.rmtree(site.books / "units")
+    shutil.copytree(old / "units", site.books / "units")
+
+
+def test_a_lost_run_stays_lost_until_its_own_witness_is_heard(site: Folder, tmp_path: Path, command: Command) -> None:
+    shutil.copytree(site.books, tmp_path / "old")
+    spend(site, RUN)
+    heads = [site.read_books(site.load_keys()).ledger.head]
+    spend(site, OTHER, plan_id="ef" * 32)
+    heads.append(site.read_books(site.load_keys()).ledger.head)
+    set_back(site, tmp_path / "old")
+    name = site.load_keys().fingerprint
+    # this coordinator even holds a head from after the other run
+    told = command("ledger", "reconcile", witness(tmp_path / "w1.json", name, heads[1], RUN), site.root)
+    assert told.code == 2 and f"1 run that this ledger does not count: {OTHER[:12]}" in told.err
+    assert "witness.json" in told.err and f"counted run {RUN}" in told.out
+    assert command("ledger", "verify", site.root).code == 2
+    again = command("ledger", "reconcile", tmp_path / "w1.json", site.root, "--json")
+    assert again.code == 2 and again.json["missing"] == [OTHER]
+    with site.lock(), site.open_books(site.load_site(), site.load_keys()) as books:
+        with pytest.raises(BudgetError, match="audit log knows"):
+            check_books_agree(books)
+        assert not any(books.ledger.knows(line.line.ledger_head) for line in books.audit.lines()[-4:-2])
+    told = command("ledger", "reconcile", witness(tmp_path / "w2.json", name, heads[1], OTHER), site.root, "--json")
+    assert told.code == 0 and told.json["added"] == [OTHER]
+    with site.lock(), site.open_books(site.load_site(), site.load_keys()) as books:
+        check_books_agree(books)
+        assert books.ledger.granted(RUN) and books.ledger.granted(OTHER)
+    assert command("ledger", "forecast", site.root, "--json").json["runs"] == 0
+
+
+def test_a_ledger_whose_lost_run_was_waved_through_before_is_refused(site: Folder, tmp_path: Path) -> None:
+    """What an earlier version did: it took the heads of every lost run as known."""
+    shutil.copytree(site.books, tmp_path / "old")
+    spend(site, RUN)
+    head = site.read_books(site.load_keys()).audit[-1].line.ledger_head
+    set_back(site, tmp_path / "old")
+    with site.lock(), site.open_books(site.load_site(), site.load_keys()) as books:
+        books.ledger.reconcile([], [head])
+        with pytest.raises(BudgetError, match="audit log knows"):
+            check_books_agree(books)
+
+
+def test_a_lost_run_that_never_answered_is_counted_by_a_witness_without_a_head(
+    site: Folder, tmp_path: Path, command: Command
+) -> None:
+    shutil.copytree(site.books, tmp_path / "old")
+    spend(site, RUN, outcome=Outcome.FAILED)
+    set_back(site, tmp_path / "old")
+    told = command("ledger", "reconcile", witness(tmp_path / "w.json", "cd" * 32, "ef" * 32, RUN), site.root, "--json")
+    assert told.code == 0 and told.json["added"] == [RUN]
+    with site.lock(), site.open_books(site.load_site(), site.load_keys()) as books:
+        check_books_agree(books)
+
+
+def test_a_run_that_was_only_refused_needs_no_witness(site: Folder, tmp_path: Path, command: Command) -> None:
+    shutil.copytree(site.books, tmp_path / "old")
+    spend(site, RUN)
+    with site.lock(), site.open_books(site.load_site(), site.load_keys()) as books:
+        books.note(Kind.REFUSAL, run_id=OTHER, reason="terms")
+    head = site.read_books(site.load_keys()).ledger.head
+    set_back(site, tmp_path / "old")
+    path = witness(tmp_path / "w.json", site.load_keys().fingerprint, head, RUN)
+    assert command("ledger", "reconcile", path, site.root).code == 0
+    assert command("ledger", "verify", site.root).code == 0
+
+
 def test_a_witness_may_bring_the_ledger_beyond_its_budget(site: Folder, tmp_path: Path, command: Command) -> None:
     for number in range(12):
         path = witness(tmp_path / "w.json", site.load_keys().fingerprint, f"{number:064x}", f"{number:064x}")
@@ -507,7 +622,7 @@ def test_a_witness_may_bring_the_ledger_beyond_its_budget(site: Folder, tmp_path
 
 @pytest.mark.parametrize(
     "content",
-    [b"", b"{}", b"[]", b"\xff", b'{"heads": {}, "run_id": "x", "schema": 1, "terms": {}}', b"9" * 5000],
+    [b"", b"{}", b"[]", b"\xff", b'{"heads": {}, "run_id": "x", "schema": 1, "terms": {}}', b"9" * 5000, b"[" * 60_000],
 )
 def test_what_is_no_witness_changes_nothing(site: Folder, tmp_path: Path, command: Command, content: bytes) -> None:
     (tmp_path / "w.json").write_bytes(content)

@@ -114,6 +114,25 @@ class TestReadTable:
         assert list(table) == ["dx", "note"]
         assert list(read_table(str(path))) == list(ROWS[0])
 
+    @pytest.mark.parametrize("suffix", [".csv", ".tsv", ".parquet"])
+    def test_only_the_columns_wanted_are_copied(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str
+    ) -> None:
+        import datasets
+
+        copied: list[list[str]] = []
+        load = datasets.load_dataset
+
+        def watched(*arguments: Any, **options: Any) -> Any:
+            table = load(*arguments, **options)
+            copied.append(table.column_names)
+            return table
+
+        monkeypatch.setattr(datasets, "load_dataset", watched)
+        path = WRITERS[suffix](tmp_path / f"notes{suffix}")
+        assert read_table(str(path), columns=["patient"])["patient"] == [str(row["patient"]) for row in ROWS]
+        assert copied == [["patient"]]
+
     def test_csv_cells_stay_as_they_stand_in_the_file(self, tmp_path: Path) -> None:
         (tmp_path / "a.csv").write_text("text,code\nNA,001\nnull,1.0\nTrue,\n", encoding="utf-8")
         table = read_table(str(tmp_path / "a.csv"))
@@ -307,7 +326,12 @@ class TestAsText:
             as_text(value)
 
 
-ONE_ID: list[list[object]] = [[12.0, 12, "12", " 12\t", Decimal("12.00")], ["Jose\u0301", "Jos\u00e9 "]]
+ONE_ID: list[list[object]] = [
+    [12.0, 12, "12", " 12\t", Decimal("12.00"), "12.0", "12.000 "],
+    [-3.0, -3, "-3", "-3.0"],
+    [-0.0, 0, "0", "-0.0", "0.0"],
+    ["Jose\u0301", "Jos\u00e9 "],
+]
 
 
 class TestAsId:
@@ -315,7 +339,7 @@ class TestAsId:
     def test_an_id_has_one_spelling(self, spellings: list[object]) -> None:
         assert len({as_id(value) for value in spellings}) == 1
 
-    @pytest.mark.parametrize("value", ["12.0", "012", 12.5, True, "\uff11\uff12"])
+    @pytest.mark.parametrize("value", ["12.", "12.50", "x12.0", "012", 12.5, True, "\uff11\uff12", "\uff11\uff12.0"])
     def test_what_is_another_id_stays_another(self, value: object) -> None:
         assert as_id(value) != "12"
 
@@ -326,6 +350,10 @@ class TestAsId:
     @pytest.mark.parametrize("value", [float("inf"), Decimal("Infinity")])
     def test_what_is_not_finite_has_an_id_all_the_same(self, value: object) -> None:
         assert as_id(value) == str(value)
+
+    @pytest.mark.parametrize("value", ["9" * 400 + ".0", "9" * 5000 + ".0", "1." + "0" * 5000])
+    def test_a_very_long_number_is_an_id(self, value: str) -> None:
+        assert as_id(value)
 
 
 class TestLoadRecords:

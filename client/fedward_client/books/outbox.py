@@ -18,6 +18,7 @@ from __future__ import annotations
 import hashlib
 import json
 import threading
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -104,8 +105,9 @@ class Outbox:
         return reply
 
     def _index(self, name: str) -> None:
-        head, _, _ = self._files.read(self._folder / name).partition(b"\n")
-        row = _parsed(head)
+        row = None
+        with suppress(OSError):  # a file that cannot be read stays listed: its plan alone is refused
+            row = _parsed(self._files.read(self._folder / name).partition(b"\n")[0])
         self._note(name, str(row["run_id"]) if row else "")
 
     def _note(self, name: str, run_id: str) -> None:
@@ -128,6 +130,6 @@ def _sum(run_id: str, plan_id: str, reply: bytes) -> str:
 def _parsed(head: bytes) -> dict[str, Any] | None:
     try:
         row = checks.table(json.loads(head), KEYS, where="a stored reply")
-    except (ValueError, FedwardError):
+    except (ValueError, RecursionError, FedwardError):
         return None
     return row if row["schema"] == SCHEMA else None

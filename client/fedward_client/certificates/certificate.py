@@ -77,7 +77,7 @@ class Subject:
     Args:
       run_id: of a run that the ledger granted.
       adapter_digest: of the last adapter that the site saw or made in this run; "" for none.
-      waivers: of promises, in force at this site.
+      waivers: of promises, in force at this site while the run went on.
     """
 
     run_id: str

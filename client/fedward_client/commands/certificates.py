@@ -14,6 +14,8 @@ from fedward_client.certificates.commitment import new_nonce
 from fedward_client.commands.ledger import find_run
 from fedward_client.installation.folder import Folder
 from fedward_client.installation.keys import read_public_key
+from fedward_client.installation.noted import waivers_between
+from fedward_client.installation.shelf import BooksRead
 from fedward_common.checks import hex_digest
 from fedward_common.errors import DataError, OutputError
 from fedward_common.report import Report, brief, counted, rows
@@ -21,10 +23,11 @@ from fedward_common.report import Report, brief, counted, rows
 __all__ = ["certify", "verify_file"]
 
 LARGEST_FILE = 64 * 2**20
+UNTOLD = "earlier ones are not recorded"  # stands among the waivers: a certificate must not look complete that is not
 
 
 def certify(folder: Folder, run: str, target: Path | None, *, adapter: str = "") -> Report:
-    """Write the certificate of a run to a new file.
+    """Write the certificate of a run to a new file, with the waivers under which it happened by the audit log.
 
     Args:
       folder: of the site.
@@ -47,7 +50,9 @@ def certify(folder: Folder, run: str, target: Path | None, *, adapter: str = "")
         raise OutputError(f"{target} {what}", hint="give another --out")
     nonce = new_nonce()
     subject = Subject(
-        run_id=run_id, adapter_digest=adapter or _last_adapter(books.audit, run_id), waivers=site.policy_table.waivers
+        run_id=run_id,
+        adapter_digest=adapter or _last_adapter(books.audit, run_id),
+        waivers=_waivers(books, run_id, today=site.policy_table.waivers),
     )
     content = make(
         books.ledger_rows, subject, key=keys.signing, units=books.bearers(run_id), nonce=nonce, at=time.time()
@@ -61,6 +66,14 @@ def certify(folder: Folder, run: str, target: Path | None, *, adapter: str = "")
 def _last_adapter(lines: Sequence[Written], run_id: str) -> str:
     served = (one.line for one in lines if one.line.kind is Kind.RELEASE and one.line.run_id == run_id)
     return max(served, key=lambda line: line.round, default=AuditLine(kind=Kind.RELEASE)).adapter_digest
+
+
+def _waivers(books: BooksRead, run_id: str, *, today: Sequence[str]) -> tuple[str, ...]:
+    """Those in force at any time from the run's grant to the last that it did; books of old may not tell them."""
+    begun = [row["at"] for row in books.ledger_rows if row["body"].get("run_id") == run_id]  # granted, started
+    done = [each.entry.at for each in books.audit if each.line.run_id == run_id]
+    names, told = waivers_between(books.audit, min(begun), max((*begun, *done)))
+    return tuple(sorted(names if told else {*names, *today, UNTOLD}))
 
 
 def verify_file(file: Path, *, key: str = "") -> Report:

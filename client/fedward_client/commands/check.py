@@ -16,6 +16,8 @@ from fedward_client.commands.survey import Survey, survey
 from fedward_client.installation.folder import Folder, check_budget
 from fedward_client.installation.hardening import without_core_dumps
 from fedward_client.installation.keys import SiteKeys
+from fedward_client.installation.noted import check_column
+from fedward_client.installation.scratch import scratch_beside
 from fedward_client.installation.site_file import SiteFile
 from fedward_common.codec import key_fingerprint
 from fedward_common.errors import DataError, FedwardError
@@ -44,7 +46,8 @@ def check(folder: Folder) -> Report:
     """
     without_core_dumps()
     site, keys = folder.load_site(), folder.load_keys()
-    seen = survey(site, folder.root)
+    with scratch_beside(folder.root):
+        seen = survey(site, folder.root)
     books, unwitnessed = _books(folder, site, keys)
     found = (*map(str, seen.problems), *_unit_problems(site, seen), *_model_problems(folder, site), *books)
     open_to = (*weaknesses(folder.root, site.source(folder.root)), *unwitnessed)
@@ -108,6 +111,7 @@ def _books(folder: Folder, site: SiteFile, keys: SiteKeys) -> tuple[tuple[str, .
     try:
         books = folder.read_books(keys)
         check_budget(site.budget(), books.ledger.budget)
+        check_column(site, keys, books.audit, used=bool(books.register.digest))
     except FedwardError as error:
         return (f"{error}: {error.hint}",), ()
     stopped = () if folder.in_use else books.ledger.held()  # of a site at work it cannot be told from outside

@@ -15,7 +15,7 @@ from typing import Any
 from fedward_client.books.audit import Kind
 from fedward_client.commands.init import budget_line
 from fedward_client.installation.folder import Folder
-from fedward_client.installation.shelf import BooksRead, lines_beyond
+from fedward_client.installation.shelf import BooksRead, lines_beyond, uncounted_runs
 from fedward_common.checks import hex_digest
 from fedward_common.codec import key_fingerprint
 from fedward_common.config import RunConfig
@@ -79,6 +79,7 @@ def verify(folder: Folder) -> Report:
         f"audit line {written.entry.sequence} names a ledger head that the ledger never had"
         for written in lines_beyond(ledger, books.audit)
     ]
+    strange += [f"the audit log names run {run}, which no entry counts" for run in uncounted_runs(ledger, books.audit)]
     facts = {
         "audit_lines": len(books.audit),
         "command": "ledger verify",
@@ -157,29 +158,40 @@ def reconcile(folder: Folder, witness: Path) -> Report:
       folder: of the site.
       witness: a JSON file from a coordinator: run ids with their terms, and the ledger heads that it holds.
 
+    Returns:
+      A report; its ``problem`` names the runs that the audit log knows of and that are counted nowhere yet.
+
     Guarantees:
       - It can only add spending, never take any away.
+      - No head that only the audit log explains is taken as known before every run in that log is counted: until then
+        the site does not open.
 
     Raises:
       DataError: the file is no witness, or of another site.
     """
     site, keys = folder.load_site(), folder.load_keys()
-    grants, heads = _read_witness(witness, {key_fingerprint(key) for key in keys.public_keys})
+    (run_id, terms), heads = _read_witness(witness, {key_fingerprint(key) for key in keys.public_keys})
     with folder.lock(), folder.open_books(site, keys) as books:
-        before = books.ledger.sequence
-        books.note(Kind.RECONCILE, run_id=grants[0][0], reason="a witness of this run is about to be heard")
-        lost = lines_beyond(books.ledger, books.audit.lines())  # the audit log may know more than a ledger set back
-        added = books.ledger.reconcile(grants, [*heads, *(written.line.ledger_head for written in lost)])
+        before, lines = books.ledger.sequence, books.audit.lines()
+        uncounted = uncounted_runs(books.ledger, lines)
+        if not heads and run_id not in uncounted:  # a run that was held before it ever answered has no head
+            what = f"{witness} knows nothing of this site"
+            raise DataError(what, hint="this site never answered in that run; " + WITNESS)
+        books.note(Kind.RECONCILE, run_id=run_id, reason="a witness of this run is about to be heard")
+        missing = tuple(run for run in uncounted if run != run_id)
+        lost = {each.line.ledger_head for each in lines_beyond(books.ledger, lines)}
+        known = set(heads) - lost if missing else {*heads, *lost}
+        added = books.ledger.reconcile([(run_id, terms)], sorted(known))
         changed = books.ledger.sequence > before
         spent = _spent(books.ledger)
-    facts = {"added": list(added), "changed": changed, "command": "ledger reconcile", "spent_epsilon": spent}
-    if not changed:
-        return Report(facts=facts, lines=("the witness knows nothing that this ledger does not",))
-    lines = (
-        *(f"counted run {run_id}, which this ledger had lost: every unit bears it" for run_id in added),
-        "runs that were known until now are closed: ask the operator for new ones",
-    )
-    return Report(facts=facts, lines=lines)
+    facts = {
+        "added": list(added),
+        "changed": changed,
+        "command": "ledger reconcile",
+        "missing": list(missing),
+        "spent_epsilon": spent,
+    }
+    return Report(facts=facts, lines=_reconciled_lines(added, changed=changed), problem=_still_missing(missing))
 
 
 def load_run(path: Path) -> RunConfig:
@@ -209,6 +221,23 @@ def find_run(ledger: Ledger, run: str) -> str:
 
 
 # ---- within ------------------------------------------------------------------------
+def _reconciled_lines(added: tuple[str, ...], *, changed: bool) -> tuple[str, ...]:
+    if not changed:
+        return ("the witness knows nothing that this ledger does not",)
+    counted_now = (f"counted run {run_id}, which this ledger had lost: every unit bears it" for run_id in added)
+    return (*counted_now, "runs that were known until now are closed: ask the operator for new ones")
+
+
+def _still_missing(runs: tuple[str, ...]) -> BudgetError | None:
+    if not runs:
+        return None
+    names = ", ".join(map(brief, runs))
+    return BudgetError(
+        f"the audit log knows of {counted(len(runs), 'run', 'runs')} that this ledger does not count: {names}",
+        hint="the site stays closed until each is counted: ask the operator for its witness.json, and reconcile again",
+    )
+
+
 def _grant_facts(grant: Grant, ledger: Ledger, state: str) -> dict[str, Any]:
     return {
         "delta": grant.quote.terms.delta,
@@ -287,7 +316,7 @@ def _count(ledger: Ledger, quote: Quote) -> int:
     return MOST_RUNS
 
 
-def _read_witness(path: Path, sites: set[str]) -> tuple[list[tuple[str, PrivacyTerms]], list[str]]:
+def _read_witness(path: Path, sites: set[str]) -> tuple[tuple[str, PrivacyTerms], list[str]]:
     try:
         row = checks.table(json.loads(path.read_bytes()), ("heads", "run_id", "schema", "terms"), where="a witness")
         if row["schema"] != WITNESS_SCHEMA or not isinstance(row["heads"], dict):
@@ -296,8 +325,6 @@ def _read_witness(path: Path, sites: set[str]) -> tuple[list[tuple[str, PrivacyT
         heads = [hex_digest("a head", head) for site, head in row["heads"].items() if site in sites]
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror}", hint=WITNESS) from None
-    except (ValueError, TypeError, FedwardError):
+    except (ValueError, TypeError, RecursionError, FedwardError):
         raise DataError(f"{path} is no witness", hint=WITNESS) from None
-    if not heads:
-        raise DataError(f"{path} knows nothing of this site", hint="this site never answered in that run; " + WITNESS)
-    return [(run_id, terms)], heads
+    return (run_id, terms), heads

@@ -207,7 +207,7 @@ def _said(log: Path) -> FedwardError | None:
     for line in reversed(lines):
         try:
             row = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             continue
         if isinstance(row, dict) and row.get("level") in ("ERROR", "CRITICAL"):
             return InputError(str(row.get("message", "")), hint=f"all of it is in {log}")

@@ -289,7 +289,7 @@ class Session:
         try:
             row = json.loads(read_foreign(self.path) or b"")
             return int(row["node_id"]) if row["here"] == self._here() else None
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
             return None
 
     def forget(self) -> None:

@@ -85,7 +85,7 @@ class Status:
             walls = tuple(map(Wall, row.get("confined", ())))
             status = cls(**(row | {"state": State(row["state"]), "confined": walls}))
             return status if status._is_sane() else None
-        except (ValueError, KeyError, TypeError, AttributeError):
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             return None
 
     def _is_sane(self) -> bool:

@@ -30,7 +30,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
-from fedward_client.installation.keys import SiteKeys, create_keys, load_keys
+from fedward_client.installation.keys import MARK, SiteKeys, create_keys, load_keys
+from fedward_client.installation.noted import PolicyNote, check_column
 from fedward_client.installation.site_file import SiteFile, template
 from fedward_common.codec import key_fingerprint
 from fedward_common.errors import BudgetError, ConfigError, OutputError
@@ -45,7 +46,6 @@ __all__ = ["Folder", "check_budget"]
 SITE_FILE, KEYS, BOOKS, MODELS, LOCK = "site.toml", "keys", "books", "models", "lock"
 VAULT = "commitments"
 LOCK_TRIES, LOCK_WAIT_S = 5, 0.05
-MARK = "ledger.first"  # beside the keys: books that are gone, or another ledger in their place, are noticed
 RESTORE = "restore books/ from a backup, then reconcile: fedward-client ledger reconcile"
 
 
@@ -209,7 +209,7 @@ class Folder:
 
         Raises:
           BudgetError: no ledger was opened here, or a book is missing, damaged, cut off, of another site, or under
-            another key.
+            another key; or the site file names another column of unit ids than the one that was charged.
           ConfigError: the site file asks for another budget than the ledger was opened with.
           OutputError: a book cannot be read or written.
         """
@@ -221,6 +221,7 @@ class Folder:
             if not self._mark.exists():  # a crash came between the books and this
                 write_new(self._mark, books.first.encode() + b"\n")
             check_budget(site.budget(), books.ledger.budget)
+            check_column(site, keys, books.audit.lines(), used=bool(books.register.digest))
             _note_changes(site, keys, books)
             yield books
 
@@ -347,7 +348,7 @@ def _note_changes(site: SiteFile, keys: SiteKeys, books: Books) -> None:
     from fedward_client.books.audit import Kind
 
     noted: dict[Kind, str] = {written.line.kind: written.line.reason for written in books.audit.lines()}
-    policy = f"site.toml has the digest {site.digest}"
+    policy = PolicyNote.now(site, keys).reason
     if noted.get(Kind.POLICY) != policy:
         books.note(Kind.POLICY, reason=policy)
     for rotation in keys.rotations[-1:]:

@@ -38,10 +38,11 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 
 from fedward_common.canonical import canonical
 from fedward_common.codec import key_fingerprint, new_key
-from fedward_common.errors import ConfigError, PrivacyError
+from fedward_common.errors import ConfigError, OutputError, PrivacyError
 from fedward_common.files import make_private_folder, read_secret, replace_file, rewrite, write_new
 
 __all__ = [
+    "MARK",
     "Rotation",
     "SiteKeys",
     "create_keys",
@@ -53,7 +54,12 @@ __all__ = [
 ]
 
 SIGNING, PUBLIC, UNITS, ROTATIONS = "signing.key", "signing.pub", "units.key", "rotations.jsonl"
+MARK = "ledger.first"  # beside the keys: books that are gone, or another ledger in their place, are noticed
 NEXT = "signing.key.next"  # the key of a rotation that is under way
+# as fedward_common.files names what it has not finished
+DRAFT = re.compile(
+    rf"\.(?:{'|'.join(map(re.escape, (SIGNING, PUBLIC, UNITS, ROTATIONS, NEXT, MARK)))})\.[0-9a-f]{{16}}"
+)
 UNIT_KEY_BYTES = 32
 RAW_KEY_BYTES = 32
 SCHEMA = 1
@@ -243,12 +249,11 @@ def rotate_signing_key(folder: Path) -> tuple[SiteKeys, Rotation]:
       OutputError: the folder cannot be written.
     """
     keys = load_keys(folder)
-    for draft in folder.glob(".*"):
-        draft.unlink()  # what a crash left of a file that never got its name
+    _remove_drafts(folder)
     stated = _read_rotations(folder / ROTATIONS)
     pending = stated[-1] if stated and not _same(stated[-1].new, keys.public_key) else None
     if pending is None:
-        (folder / NEXT).unlink(missing_ok=True)  # of a rotation that ended before it was stated: never in use
+        _remove(folder / NEXT)  # of a rotation that ended before it was stated: never in use
         write_new(folder / NEXT, _pem(new_key()))
     fresh = _read_signing(folder / NEXT)
     if pending is None:
@@ -259,6 +264,28 @@ def rotate_signing_key(folder: Path) -> tuple[SiteKeys, Rotation]:
     replace_file(folder / NEXT, folder / SIGNING)
     _publish(folder, fresh.public_key())
     return load_keys(folder), pending
+
+
+def _remove_drafts(folder: Path) -> None:
+    """What a crash left of our files that never got their names. Nobody else's: a snapshot's folder lies there too."""
+    try:
+        names = os.listdir(folder)
+    except OSError as error:
+        raise _cannot_change(folder, error) from None
+    for name in names:
+        if DRAFT.fullmatch(name):
+            _remove(folder / name)
+
+
+def _remove(path: Path) -> None:
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        raise _cannot_change(path, error) from None
+
+
+def _cannot_change(path: Path, error: OSError) -> OutputError:
+    return OutputError(f"cannot change {path}: {error.strerror}", hint="check the disk and who owns the folder")
 
 
 def _publish(folder: Path, key: Ed25519PublicKey) -> None:
@@ -324,7 +351,7 @@ def _read_rotations(path: Path) -> tuple[Rotation, ...]:
 def _json(line: bytes) -> Any:
     try:
         return json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
 
 

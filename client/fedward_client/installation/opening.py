@@ -5,8 +5,6 @@ Used by the trainer's process and by nobody with a network. Nothing is trained h
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,18 +12,17 @@ from pathlib import Path
 from fedward_client.installation.folder import Folder
 from fedward_client.installation.hardening import without_core_dumps
 from fedward_client.installation.keys import SiteKeys
-from fedward_client.installation.shelf import Books, lines_beyond
+from fedward_client.installation.noted import check_named
+from fedward_client.installation.scratch import scratch
+from fedward_client.installation.shelf import Books, lines_beyond, uncounted_runs
 from fedward_client.installation.site_file import SiteFile
 from fedward_client.release import Gate
 from fedward_client.round import Site
 from fedward_client.trainers import SiteTrainers, Trainers
 from fedward_common.errors import BudgetError
-from fedward_common.files import make_private_folder
 from fedward_common.privacy.randomness import SecureRandom
 
 __all__ = ["check_books_agree", "open_site", "site_for", "trainers_for"]
-
-SCRATCH = "scratch"
 
 
 @contextmanager
@@ -48,8 +45,9 @@ def open_site(root: Path) -> Iterator[Site]:
     folder = Folder.open(root)
     file = folder.load_site()
     keys = folder.load_keys()
-    with folder.lock(), _scratch(folder.root / SCRATCH), folder.open_books(file, keys) as books:
+    with folder.lock(), scratch(folder.root), folder.open_books(file, keys) as books:
         check_books_agree(books)
+        check_named(file, used=bool(books.register.digest))
         trainers = trainers_for(folder, file, keys)
         site = site_for(file, keys, books, trainers)
         try:
@@ -92,27 +90,14 @@ def site_for(file: SiteFile, keys: SiteKeys, books: Books, trainers: Trainers) -
     )
 
 
-@contextmanager
-def _scratch(place: Path) -> Iterator[None]:
-    """Temporary files lie in the site's own folder, private; what a killed process left there goes first."""
-    before = tempfile.tempdir
-    shutil.rmtree(place, ignore_errors=True)
-    make_private_folder(place)
-    tempfile.tempdir = str(place)
-    try:
-        yield
-    finally:
-        tempfile.tempdir = before
-        shutil.rmtree(place, ignore_errors=True)
-
-
 def check_books_agree(books: Books) -> None:
     """Refuse a ledger that is older than the audit log beside it.
 
     Raises:
       BudgetError: it is.
     """
-    if lines_beyond(books.ledger, books.audit.lines()):
+    lines = books.audit.lines()
+    if lines_beyond(books.ledger, lines) or uncounted_runs(books.ledger, lines):
         raise BudgetError(
             "the audit log knows of ledger entries that the ledger does not: the ledger was set back",
             hint="restore both together, or count what the coordinators know: fedward-client ledger reconcile",

@@ -26,9 +26,10 @@ from fedward_common.privacy.grants import Budget
 from fedward_common.privacy.journal import Entry, MemoryJournal
 from fedward_common.privacy.ledger import Ledger
 
-__all__ = ["Books", "BooksRead", "lines_beyond", "make_books", "open_books", "read_books"]
+__all__ = ["Books", "BooksRead", "lines_beyond", "make_books", "open_books", "read_books", "uncounted_runs"]
 
 LEDGER, AUDIT, UNITS, OUTBOX = "ledger.jsonl", "audit.jsonl", "units", "outbox"
+OF_COUNTED_RUNS = (Kind.RELEASE, Kind.RESEND, Kind.HOLD, Kind.CLEAR, Kind.RECONCILE)  # a refused run may have no grant
 READS = 20  # while a trainer replaces the register between the reading of two books
 
 
@@ -40,6 +41,7 @@ class Books:
     audit: Audit
     outbox: Outbox
     first: str
+    register: UnitRegister
 
     def note(self, kind: Kind, *, run_id: str = "", reason: str = "") -> None:
         """Write an audit line that says where the ledger stands."""
@@ -83,7 +85,9 @@ def make_books(folder: Path, budget: Budget, keys: SiteKeys) -> None:
             DurableJournal.create(folder / AUDIT, name="audit", key=keys.signing) as trail,
         ):
             ledger = Ledger.create(journal, register, budget=budget, owner=keys.origin)
-            books = Books(ledger=ledger, audit=Audit(trail), outbox=Outbox(folder / OUTBOX), first=ledger.head)
+            books = Books(
+                ledger=ledger, audit=Audit(trail), outbox=Outbox(folder / OUTBOX), first=ledger.head, register=register
+            )
             books.note(Kind.OPENED, reason="the ledger was opened with its budget")
 
 
@@ -100,9 +104,10 @@ def open_books(folder: Path, keys: SiteKeys) -> Iterator[Books]:
         DurableJournal.open(folder / LEDGER, name="ledger", key=keys.signing, earlier=earlier) as journal,
         DurableJournal.open(folder / AUDIT, name="audit", key=keys.signing, earlier=earlier) as trail,
     ):
-        ledger = Ledger.open(journal, UnitRegister(folder / UNITS, key=keys.units), owner=keys.origin)
+        register = UnitRegister(folder / UNITS, key=keys.units)
+        ledger = Ledger.open(journal, register, owner=keys.origin)
         first = journal.entries()[0].digest
-        yield Books(ledger=ledger, audit=Audit(trail), outbox=Outbox(folder / OUTBOX), first=first)
+        yield Books(ledger=ledger, audit=Audit(trail), outbox=Outbox(folder / OUTBOX), first=first, register=register)
 
 
 def read_books(folder: Path, keys: SiteKeys) -> BooksRead:
@@ -127,6 +132,12 @@ def lines_beyond(ledger: Ledger, lines: Sequence[Written]) -> tuple[Written, ...
     set back, or cut off by whoever holds an earlier key.
     """
     return tuple(each for each in lines if each.line.ledger_head and not ledger.knows(each.line.ledger_head))
+
+
+def uncounted_runs(ledger: Ledger, lines: Sequence[Written]) -> tuple[str, ...]:
+    """The runs that did something by the audit log's word and cost nothing by the ledger's: their spending is lost."""
+    runs = dict.fromkeys(each.line.run_id for each in lines if each.line.kind in OF_COUNTED_RUNS and each.line.run_id)
+    return tuple(run for run in runs if not ledger.granted(run))
 
 
 def _read(folder: Path, keys: SiteKeys) -> BooksRead:

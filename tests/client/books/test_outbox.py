@@ -80,6 +80,15 @@ def test_damaged_replies_stay_refused(tmp_path: Path) -> None:
                 outbox.find(plan(number))
 
 
+def test_a_reply_that_cannot_be_read_is_refused_alone(tmp_path: Path) -> None:
+    Outbox(tmp_path).store("run", plan(1), b"reply")
+    (tmp_path / f"0000000002-{plan(2)}.reply").mkdir()
+    outbox = Outbox(tmp_path)
+    assert outbox.find(plan(1)) == b"reply"
+    with pytest.raises(OutputError):
+        outbox.find(plan(2))
+
+
 def test_half_a_reply_is_never_found(tmp_path: Path) -> None:
     class Cut(Files):
         def rename(self, source: Path, target: Path) -> None:

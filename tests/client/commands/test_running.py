@@ -53,7 +53,7 @@ def test_what_a_crash_left_behind_is_not_believed(site: Path) -> None:
         assert status(site, None).facts["processes"] == []
 
 
-@pytest.mark.parametrize("kind", ["pipe", "endless", "link", "nonsense"])
+@pytest.mark.parametrize("kind", ["pipe", "endless", "link", "nonsense", "nested"])
 def test_a_courier_that_was_taken_over_cannot_hang_or_break_who_reads_its_status(site: Path, kind: str) -> None:
     target = site / "courier" / "state" / "status.json"
     target.unlink(missing_ok=True)
@@ -63,6 +63,8 @@ def test_a_courier_that_was_taken_over_cannot_hang_or_break_who_reads_its_status
         target.symlink_to("/dev/zero")
     elif kind == "link":
         target.symlink_to(site / "keys" / "signing.key")
+    elif kind == "nested":
+        target.write_text("[" * 60_000)
     else:
         target.write_text('{"schema": 1, "state": "connected", "since": 1e300, "reason": "\\u001b[2J"}')
     try:
@@ -71,6 +73,16 @@ def test_a_courier_that_was_taken_over_cannot_hang_or_break_who_reads_its_status
         assert status(site, None).facts["courier"] is None
     finally:
         target.unlink()
+
+
+def test_a_log_that_was_made_to_break_its_reader_says_nothing(site: Path) -> None:
+    (site / "logs").mkdir(exist_ok=True)
+    log = site / "logs" / "courier.log"
+    log.write_text("[" * 60_000 + "\n")
+    try:
+        assert status(site, None).facts["courier"] is None
+    finally:
+        log.unlink()
 
 
 def told(site: Path, *, hint: str) -> None:

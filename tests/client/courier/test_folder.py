@@ -244,7 +244,7 @@ class TestSession:
         monkeypatch.setattr(folder_module, "BOOT", tmp_path / "boot")
         assert made.session.recall() is None
 
-    @pytest.mark.parametrize("text", ["", "[]", "{}", '{"node_id": "x", "here": 1}'])
+    @pytest.mark.parametrize("text", ["", "[]", "{}", '{"node_id": "x", "here": 1}', "[" * 60_000])
     def test_garbage_is_forgotten(self, made: CourierFolder, text: str) -> None:
         (made.state / "session.json").write_text(text)
         assert made.session.recall() is None

@@ -44,6 +44,11 @@ def test_a_status_survives_its_file() -> None:
     assert '"confined": [\n  "view",\n  "seccomp"\n ]' in held.to_json()
 
 
+@pytest.mark.parametrize("text", ["", "[]", "[" * 60_000, '{"schema":' * 5_000])
+def test_what_is_no_status_is_none(text: str) -> None:
+    assert Status.from_json(text) is None
+
+
 @pytest.mark.parametrize("value", [True, 7, ["moat"], [["view"]], "view"])
 def test_walls_that_nobody_knows_are_no_status(value: object) -> None:
     assert Status.from_json(json.dumps({**json.loads(FIRST.to_json()), "confined": value})) is None

@@ -13,11 +13,12 @@ import pytest
 from fedward_client.books.audit import Kind
 from fedward_client.installation.folder import Folder, check_budget
 from fedward_client.installation.keys import rotate_signing_key
+from fedward_client.installation.noted import PolicyNote
 from fedward_common.errors import BudgetError, ConfigError, FedwardError, OutputError, PrivacyError
 from fedward_common.privacy.facts import Outcome
 from fedward_common.privacy.grants import Budget
 from fedward_common.privacy.guarantee import Unit
-from support.sites import new_site, open_site_folder, spend
+from support.sites import filled, new_site, open_site_folder, spend
 
 RUN = "ab" * 32
 
@@ -273,7 +274,54 @@ def test_a_changed_policy_is_noted_once(tmp_path: Path) -> None:
     open_again(folder)
     noted = [w.line.reason for w in folder.read_books(folder.load_keys()).audit if w.line.kind is Kind.POLICY]
     assert len(noted) == 2
-    assert noted[1].endswith(folder.load_site().digest)
+    assert f"site.toml has the digest {folder.load_site().digest}; " in noted[1]
+
+
+# ---- the column of unit ids --------------------------------------------------------
+def with_ids(folder: Folder, name: str) -> None:
+    folder.site_file.write_text(filled(**({"record_id": f'"{name}"'} if name else {})))
+
+
+@pytest.mark.parametrize("name", ["note", ""])
+def test_once_units_were_charged_the_column_of_their_ids_is_fixed(tmp_path: Path, name: str) -> None:
+    folder = open_site_folder(tmp_path / "site", record_id='"note_id"')
+    spend(folder, RUN)
+    before = (folder.books / "audit.jsonl").read_bytes()
+    with_ids(folder, name)
+    with pytest.raises(BudgetError, match="not the column whose ids were charged") as refused:
+        open_again(folder)
+    assert "set the name back" in refused.value.hint
+    assert (folder.books / "audit.jsonl").read_bytes() == before
+    with_ids(folder, "note_id")
+    open_again(folder)
+
+
+def test_before_any_unit_was_charged_the_column_may_be_mended(tmp_path: Path) -> None:
+    folder = open_site_folder(tmp_path / "site", record_id='"note_di"')
+    for name in ("", "note_id"):
+        with_ids(folder, name)
+        open_again(folder)
+    spend(folder, RUN)
+    with_ids(folder, "note_di")
+    with pytest.raises(BudgetError, match="not the column"):
+        open_again(folder)
+
+
+def test_books_that_never_named_a_column_take_the_one_of_today(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:  # the line of an earlier version
+        patch.setattr(PolicyNote, "reason", property(lambda note: f"site.toml has the digest {note.digest}"))
+        folder = open_site_folder(tmp_path / "site", record_id='"note_id"')
+        spend(folder, RUN)
+    open_again(folder)
+    with_ids(folder, "note")
+    with pytest.raises(BudgetError, match="not the column"):
+        open_again(folder)
+
+
+def test_the_columns_name_stands_nowhere_in_the_books(tmp_path: Path) -> None:
+    folder = open_site_folder(tmp_path / "site", record_id='"note_id"')
+    spend(folder, RUN)
+    assert not [path for path in folder.books.rglob("*") if path.is_file() and b"note_id" in path.read_bytes()]
 
 
 def test_books_open_after_a_rotation_which_is_noted_once(tmp_path: Path) -> None:

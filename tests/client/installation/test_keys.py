@@ -11,6 +11,7 @@ import pytest
 
 import fedward_client.installation.keys as module
 from fedward_client.installation.keys import (
+    MARK,
     Rotation,
     create_keys,
     load_keys,
@@ -20,7 +21,7 @@ from fedward_client.installation.keys import (
     rotate_signing_key,
 )
 from fedward_common.codec import key_fingerprint, new_key
-from fedward_common.errors import ConfigError, PrivacyError
+from fedward_common.errors import ConfigError, OutputError, PrivacyError
 
 
 @pytest.fixture
@@ -158,6 +159,26 @@ def test_a_rotation_tidies_what_a_crash_left(folder: Path) -> None:
     (folder / ".signing.key.next.0123456789abcdef").write_bytes(b"half")
     rotate_signing_key(folder)
     assert not [name for name in os.listdir(folder) if name.startswith(".")]
+
+
+def test_a_rotation_leaves_what_is_not_its_own(folder: Path) -> None:
+    create_keys(folder)
+    (folder / ".snapshot").mkdir()
+    foreign = [".nfs000000000001", ".signing.key", ".notes.0123456789abcdef", ".signing.key.0123456789abcdef.bak"]
+    for name in foreign:
+        (folder / name).write_bytes(b"somebody else's")
+    drafts = [f".{name}.{'0123456789abcdef'}" for name in ("signing.pub", "rotations.jsonl", "units.key", MARK)]
+    for name in drafts:
+        (folder / name).write_bytes(b"half")
+    rotate_signing_key(folder)
+    assert {name for name in os.listdir(folder) if name.startswith(".")} == {".snapshot", *foreign}
+
+
+def test_a_draft_that_cannot_be_removed_is_an_error_of_the_disk(folder: Path) -> None:
+    create_keys(folder)
+    (folder / ".signing.key.0123456789abcdef").mkdir()
+    with pytest.raises(OutputError, match="cannot change"):
+        rotate_signing_key(folder)
 
 
 def test_many_rotations_chain(folder: Path) -> None:

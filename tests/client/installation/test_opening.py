@@ -236,6 +236,34 @@ def test_a_ledger_that_is_older_than_the_audit_log_beside_it_is_refused(hospital
         assert site._ledger.spent(LIFETIME, delta=1e-2) > 7.9
 
 
+@pytest.mark.parametrize("content", [b"", b"[" * 60_000, b"not the reply"])
+def test_a_damaged_reply_holds_its_run_and_no_other(
+    hospital: Hospital, monkeypatch: pytest.MonkeyPatch, content: bytes
+) -> None:
+    with open_site(hospital.root) as site, monkeypatch.context() as patch:  # stored, and cut off before it was settled
+        patch.setattr(Audit, "write", lambda *_: (_ for _ in ()).throw(OutputError("full", hint="free space")))
+        assert hospital.code(site.answer(hospital.plan_bytes())) is Code.UNAVAILABLE
+    (reply,) = (hospital.root / "books" / "outbox").glob("*.reply")
+    reply.write_bytes(content)
+    with open_site(hospital.root) as site:
+        assert site._ledger.held() == (hospital.bundle.run_id,)
+        assert hospital.code(site.answer(hospital.plan_bytes())) is Code.UNAVAILABLE
+        assert hospital.code(site.answer(hospital.plan_bytes(round=2))) is Code.UNAVAILABLE
+        assert hospital.code(site.answer(hospital.plan_bytes(run_id="d" * 64))) is None
+    lines = [written.line for written in Folder.open(hospital.root).read_books(hospital.keys).audit]
+    (held,) = (line for line in lines if line.kind is Kind.HOLD)
+    assert held.plan_id == hospital.plan().plan_id and "a stored reply is damaged" in held.reason
+
+
+def test_another_column_of_ids_is_refused_before_a_plan_is_read(hospital: Hospital) -> None:
+    with open_site(hospital.root) as site:
+        site.answer(hospital.plan_bytes())
+    file = hospital.root / "site.toml"
+    file.write_text(file.read_text().replace('unit = "patient"\n', 'unit = "id"\n', 1))
+    with pytest.raises(BudgetError, match=r"data\.unit is not the column"), open_site(hospital.root):
+        pass
+
+
 def test_what_a_killed_process_left_of_a_table_goes(hospital: Hospital) -> None:
     left = hospital.root / "scratch" / "fedward-left" / "table.jsonl"
     left.parent.mkdir(parents=True)

@@ -79,6 +79,16 @@ def serving(
         turns.close(grace_s=20)
 
 
+SLOWLY = """
+import sys, time
+from fedward_client.trainer import main
+from fedward_client.training import LocalTrainer
+honest = LocalTrainer.train
+LocalTrainer.train = lambda *given, **named: (time.sleep({}), honest(*given, **named))[1]
+sys.exit(main.main(sys.argv[1:]))
+"""
+
+
 @dataclass
 class TrainerProcess:
     """``python -m fedward_client.trainer.main`` on a site's folder; ended, if need be killed, at the end of a block."""
@@ -86,13 +96,15 @@ class TrainerProcess:
     hospital: Hospital
     arguments: Sequence[str] = ()
     before: Sequence[str] = ()
+    training_s: float = 0.0  # that the training of a round takes longer: long enough to be interrupted in it
     pair: Pair = field(default_factory=Pair.make)
     process: subprocess.Popen[str] = field(init=False)
 
     def __post_init__(self) -> None:
         descriptor = self.pair.trainer.to_fd()
         handed = () if "--publish-credentials" in self.arguments else ("--credentials-fd", str(descriptor))
-        program = [sys.executable, "-m", "fedward_client.trainer.main", str(self.hospital.root)]
+        module = ("-c", SLOWLY.format(self.training_s)) if self.training_s else ("-m", "fedward_client.trainer.main")
+        program = [sys.executable, *module, str(self.hospital.root)]
         self.process = subprocess.Popen(
             [*self.before, *program, *handed, *self.arguments],
             pass_fds=[descriptor],

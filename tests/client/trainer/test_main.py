@@ -150,7 +150,7 @@ def begun(hospital: Hospital) -> None:
 
 
 def test_a_round_killed_on_its_way_is_held_until_the_sites_operator_clears_it(hospital: Hospital) -> None:
-    with TrainerProcess(hospital) as first, ThreadPoolExecutor(1) as calls:
+    with TrainerProcess(hospital, training_s=5.0) as first, ThreadPoolExecutor(1) as calls:
         call = calls.submit(first.ready().answer, hospital.plan_bytes())
         begun(hospital)
         first.kill()
@@ -175,7 +175,7 @@ def test_a_round_killed_on_its_way_is_held_until_the_sites_operator_clears_it(ho
 def test_sigterm_removes_the_socket_lets_a_round_end_and_its_reply_is_handed_over_after_the_next_start(
     hospital: Hospital,
 ) -> None:
-    with TrainerProcess(hospital) as first, ThreadPoolExecutor(1) as calls:
+    with TrainerProcess(hospital, training_s=5.0) as first, ThreadPoolExecutor(1) as calls:
         call = calls.submit(first.ready().answer, hospital.plan_bytes())
         begun(hospital)
         first.process.send_signal(signal.SIGTERM)
